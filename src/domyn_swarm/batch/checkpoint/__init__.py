@@ -1,1 +1,1 @@
-"""The checkpoint: what a job's requests came to, on disk, safe from kills and second drivers."""
+"""The checkpoint: a job's results on disk, safe from kills and from a second driver."""

@@ -1,6 +1,7 @@
-"""What a job cost over all its runs: one small file for each run, beside the results it paid for.
+"""The account of a job over all its runs: one small file per run, next to the results that it paid
+for.
 
-`run-<generation>.json` is rewritten about once a second; of a run that was killed it tells how many
+`run-<generation>.json` is rewritten about once a second; for a killed run it records how many
 requests were in flight and had to be sent again.
 """
 
@@ -27,17 +28,17 @@ class RunAccount(msgspec.Struct, frozen=True):
 
     job_id: str
     counters: Counters
-    wall_s: float  # since it began to work
+    wall_s: float  # since it began
     ended: bool
     override: dict[str, object] = {}  # parameters that this run changed (`job retry-failed`)
-    retry_failed: bool = False  # it asked again what earlier runs gave up
+    retry_failed: bool = False  # it sent rows again that earlier runs had given up
     began_at: datetime | None = None
     rows_resumed: int = 0  # settled before it began
     resumed_from: dict[str, int] = {}  # of those: by other jobs, by their keys in the store
 
     @property
     def asked(self) -> bool:
-        """Whether it had anything to ask."""
+        """Whether it had any rows to send."""
         one = self.counters
         return bool(one.requests or one.rows_answered or one.rows_failed or one.in_flight)
 
@@ -50,7 +51,7 @@ def account_of(
     ended: bool,
     retry_failed: bool = False,
 ) -> RunAccount:
-    """A run as it is now."""
+    """The account of a run at this moment."""
     wall_s = round(time.monotonic() - tally.began, 3)
     began_at = utc_now() - timedelta(seconds=wall_s)
     return RunAccount(
@@ -67,13 +68,13 @@ def account_of(
 
 
 def write_account(folder: Path, generation: int, account: RunAccount) -> None:
-    """Keep the account of one run."""
+    """Write the account of one run."""
     path = folder / f"run-{generation:06d}.json"
     write_private(path, msgspec.json.encode(account).decode(), synced=account.ended)
 
 
 def read_accounts(folder: Path) -> list[RunAccount]:
-    """The accounts of all runs, the first one first; one that cannot be read is left out."""
+    """The accounts of all runs, the first run first; unreadable ones are left out."""
     accounts = []
     for path in sorted(path for path in folder.iterdir() if _NAME.match(path.name)):
         try:
@@ -84,7 +85,9 @@ def read_accounts(folder: Path) -> list[RunAccount]:
 
 
 def sum_up(accounts: Iterable[RunAccount]) -> JobAccount:
-    """All runs that had anything to ask together. Rates are over the time in which one worked."""
+    """The sum of all runs that had rows to send. Rates are over the time in which a run was
+    working.
+    """
     accounts = [account for account in accounts if account.asked]
     counters = [account.counters for account in accounts]
     latency = LatencyHistogram()

@@ -1,4 +1,14 @@
-"""A job's results on disk: journals, segments and lease in a folder of its own.
+"""A job's results on disk: journals, segments and lease in a folder of their own.
+
+    lease-<generation>.json                            the driver
+    <generation>-<writer>-<sequence>.journal|.segment  results
+    run-<generation>.json                              the account of that run
+    <generation>.void                                  errors of this run are void
+    suspects.txt                                       rows in flight as engines ended
+    job.json, hidden.json                              see `job_store`
+
+The folder lies in the store of all jobs with the same requests, outside every swarm, so that
+another swarm continues after the last swarm's time limit.
 
     lease-<generation>.json                            who asks
     <generation>-<writer>-<sequence>.journal|.segment  results
@@ -38,13 +48,13 @@ from domyn_swarm.paths import private_dir
 
 _log = get_logger(__name__)
 
-SUSPECTS = "suspects.txt"  # a line for each row that was in flight as an engine died
+SUSPECTS = "suspects.txt"  # a line for each row that was in flight as an engine ended
 
 _LOOK_S = 1.0
 
 
 class Checkpoint:
-    """The results of one job, held by this process until `close`, beside those of others that it
+    """The results of one job, held by this process until `close`, and those of other jobs that it
     reads.
     """
 
@@ -57,15 +67,16 @@ class Checkpoint:
         accept: Accept | None = None,
         again: frozenset[ReplyVerdict] | None = None,
     ) -> None:
-        """Take the lease and make everything earlier drivers left readable.
+        """Take the lease and make everything readable that earlier drivers left.
 
         Args:
-            place: where the job's results lie.
-            keys: by what its rows are known.
-            asker: the job, for whoever comes second.
+            place: the location of the job's results.
+            keys: identify its rows.
+            asker: the job, for messages to a second driver.
             accept: which answers count.
-            again: what earlier drivers' results must be for their rows to be pending once more;
-                empty: failed. They stay until better ones come.
+            again: outcomes of earlier results whose rows are pending again; empty: failed. The
+                results
+                stay until better ones are recorded.
 
         Raises:
             CheckpointBusy: another driver holds it.
@@ -107,26 +118,26 @@ class Checkpoint:
         )
 
     def index(self) -> RowIndex:
-        """What there is to be published, as of now. The caller closes `frames` when done.
+        """The results to publish at this moment. The caller closes `frames` when done.
 
         Raises:
-            JobError: the disk does not take what was appended last.
+            JobError: the last appended results cannot be written.
         """
         self._close_journal()
         return self._opened(self._published)
 
     def shareable(self) -> RowIndex:
-        """As `index`; it gives results as they are kept, to be kept for other rows, too."""
+        """As `index`, with results in the form in which they are kept, for copies to other rows."""
         self._close_journal()
         return self._opened(AsKept(self._published.accept))
 
     def settled(self) -> RowIndex:
-        """What need not be asked, as of now, while writers go on. The caller closes `frames`."""
+        """The settled rows at this moment, while writers go on. The caller closes `frames`."""
         return self._opened(self._pending)
 
     def asked_before(self) -> RowIndex:
-        """What earlier runs came to, that which is to be asked again included. The caller closes
-        `frames`.
+        """The results of earlier runs, including those whose rows are pending again. The caller
+        closes `frames`.
         """
         return self._opened(self._pending.as_asked)
 
@@ -134,8 +145,8 @@ class Checkpoint:
         return open_index(self._place.readable(self._keys), self._keys, reading)
 
     def settled_by(self, writer: int) -> RowIndex:
-        """What one writer of this run has settled, by the ordinals of this run: only its own files
-        are read. The caller closes `frames`.
+        """The rows that one writer of this run has settled, by the ordinals of this run: only its
+        own files are read. The caller closes `frames`.
         """
         mine = ResultsFolder(self.folder, only=(self._lease.generation, writer))
         return PositionalIndex(FrameFiles.open([mine], self._pending))
@@ -146,13 +157,13 @@ class Checkpoint:
             journal.close()
 
     def writer(self) -> tuple[str, int, int]:
-        """The folder, the generation and a number of its own for another process that writes."""
+        """The folder, the generation and a new writer's number for another process that writes."""
         self._writers += 1
         return str(self.folder), self._lease.generation, self._writers
 
     @property
     def generation(self) -> int:
-        """Which run of its job this is."""
+        """The number of this run of its job."""
         return self._lease.generation
 
     def check_held(self) -> None:
@@ -174,7 +185,7 @@ class Checkpoint:
         )
 
     async def keep_held(self) -> None:
-        """Look again and again whether it is held, until cancelled.
+        """Check periodically whether the lease is held, until cancelled.
 
         Raises:
             CheckpointLost: see `check_held`.
@@ -184,17 +195,17 @@ class Checkpoint:
             self.check_held()
 
     def tidy(self) -> None:
-        """Join what earlier drivers left in many small files. May run beside everything else."""
+        """Join small files that earlier drivers left. May run beside everything else."""
         try:
             merge_earlier(self.folder, self._lease.generation)
-        except OSError as error:  # they stay, and are as good as fewer ones
+        except OSError as error:  # they stay, which costs only files
             _log.warning("cannot join files in %s: %s", self.folder, error)
 
     def ask_again(self) -> None:
-        """Hide from this job all results there are: `--no-resume`.
+        """Hide all existing results from this job: `--no-resume`.
 
         Raises:
-            JobError: the disk does not take it.
+            JobError: that cannot be written.
         """
         try:
             self._place.hide_earlier(self._lease.generation, self._asker.job_id)
@@ -206,7 +217,7 @@ class Checkpoint:
         """Keep results; a killed process loses none of them.
 
         Raises:
-            JobError: the disk does not take them, or another driver took the checkpoint over.
+            JobError: they cannot be written, or another driver took the checkpoint over.
         """
         self.check_held()
         if self._journal is None:
@@ -214,23 +225,23 @@ class Checkpoint:
         self._journal.append(results)
 
     def void_failures(self) -> None:
-        """Give up the errors that this driver recorded: a later run asks those rows again."""
+        """Mark the errors that this driver recorded as void: a later run sends those rows again."""
         void_path(self.folder, self._lease.generation).touch(mode=0o600)
 
     def sync(self) -> None:
-        """Have everything that was appended survive a loss of power.
+        """Make everything that was appended survive a loss of power.
 
         Raises:
-            JobError: the disk does not take it.
+            JobError: the disk refuses it.
         """
         if self._journal is not None:
             self._journal.sync()
 
     def close(self) -> None:
-        """Seal the journal and let the next driver in. Idempotent.
+        """Seal the journal and release the lease. Idempotent.
 
         Raises:
-            JobError: the disk does not take what was appended last.
+            JobError: the last appended results cannot be written.
         """
         try:
             self._close_journal()
@@ -239,5 +250,5 @@ class Checkpoint:
 
 
 def forget_suspects(folder: Path) -> None:
-    """Ask all rows as if no engine had ever died."""
+    """Send all rows as if no engine had ever ended under them."""
     (folder / SUSPECTS).unlink(missing_ok=True)

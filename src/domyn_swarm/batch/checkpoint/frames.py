@@ -52,7 +52,7 @@ def _codec() -> pa.Codec:
 
 @dataclass(frozen=True, slots=True)
 class FrameRef:
-    """Where a whole frame lies."""
+    """The location of a whole frame."""
 
     offset: int
     rows: int
@@ -61,32 +61,32 @@ class FrameRef:
     keys_crc: int
     values_crc: int
     unpacked_bytes: int  # of the values; 0: they are not compressed
-    generation: int  # of the driver that wrote it, whatever file it lies in by now
+    generation: int  # of the driver that wrote it, in whichever file it is now
     first_ordinal: int
     last_ordinal: int
 
     @property
     def end(self) -> int:
-        """The offset behind the frame."""
+        """Byte offset just past the frame."""
         return self.offset + HEADER_BYTES + self.keys_bytes + self.values_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class FrameKeys:
-    """Which rows a frame holds."""
+    """The rows of a frame."""
 
     ordinals: NDArray[np.uint64]
-    digests: NDArray[np.uint64]  # shape (rows, 2)
+    digests: NDArray[np.uint64]  # shape (rows, 2); zeros: void
     outcomes: NDArray[np.uint8]  # see `verdicts`
 
 
 def encode_frame(results: Sequence[Result], generation: int, *, compress: bool = False) -> bytes:
-    """One frame that holds the results in the order given. There must be at least one.
+    """One frame with the results in the given order; at least one.
 
     Args:
-        results: what rows came to.
-        generation: of the driver that asked them.
-        compress: the values.
+        results: results of rows.
+        generation: of the driver that sent the rows.
+        compress: whether to compress the values.
     """
     ordinals = array("Q", [result.ordinal for result in results])
     digests = b"".join([result.digest for result in results])
@@ -119,7 +119,7 @@ def _frame(
 
 
 class SortedFrames:
-    """The results of a whole file, to be written again as few large frames sorted by ordinal.
+    """The results of a whole file, to be rewritten as few large frames sorted by ordinal.
 
     Values are moved as they are, not decoded. The file is of one generation.
     """
@@ -143,8 +143,8 @@ class SortedFrames:
             self._order = np.argsort(self._ordinals, kind="stable")
 
     def frames(self, frame_rows: int) -> Iterator[bytes]:
-        """The frames, compressed, of at most `frame_rows` rows each, and of about a megabyte: who
-        reads rows of many writers in order has a frame of each in memory.
+        """The frames, compressed, of at most `frame_rows` rows each, and of about a megabyte: a
+        reader of the rows of many writers in order has a frame of each in memory.
         """
         start = 0
         while start < self.rows:
@@ -167,7 +167,7 @@ def scan_frames(path: Path) -> Iterator[FrameRef]:
 
 
 def scan_descriptor(descriptor: int) -> list[FrameRef]:
-    """The same of an open file, whatever its path leads to by now."""
+    """The same for an open file, whatever its path refers to by now."""
     with os.fdopen(os.dup(descriptor), "rb", buffering=1 << 16) as file:
         return list(_scan(file))
 
@@ -212,13 +212,13 @@ def read_keys(descriptor: int, ref: FrameRef) -> FrameKeys | None:
 
 
 def packed_values(values: Sequence[msgspec.Raw]) -> tuple[bytes, int]:
-    """Values as they are kept, as one piece of bytes; and how many they are when unpacked."""
+    """Values in their stored form, as one piece of bytes; and their size unpacked, in bytes."""
     whole = _encoder.encode(values)
     return _codec().compress(whole, asbytes=True), len(whole)
 
 
 def unpacked_values(packed: bytes, size: int) -> list[RowValue]:
-    """What `packed_values` packed, decoded."""
+    """The decoded result of `packed_values`."""
     return _values_decoder.decode(_codec().decompress(packed, size, asbytes=True))
 
 
@@ -228,7 +228,7 @@ def read_values(descriptor: int, ref: FrameRef) -> list[RowValue] | None:
 
 
 def read_raw_values(descriptor: int, ref: FrameRef) -> list[msgspec.Raw] | None:
-    """The frame's values as they are kept, or None when they are damaged."""
+    """The frame's values in their stored form, or None when they are damaged."""
     return _decoded(descriptor, ref, _raw_decoder)
 
 

@@ -1,4 +1,4 @@
-"""Which rows of an input are settled, and where their results lie."""
+"""Which rows of an input are settled, and where their results are stored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Value = TypeVar("_Value")
 
 
 class ByteCache(Generic[_Key, _Value]):
-    """The values that were used last, as many as weigh so much together, and always one."""
+    """The most recently used values, up to a total size, and always at least one."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
@@ -42,7 +42,7 @@ class ByteCache(Generic[_Key, _Value]):
         self._kept: OrderedDict[_Key, tuple[_Value, int]] = OrderedDict()
 
     def get(self, key: _Key, make: Callable[[_Key], tuple[_Value, int]]) -> _Value:
-        """The value of a key; where it is not kept, it and its bytes are made."""
+        """The value of a key; if it is not cached, `make` creates it and its size in bytes."""
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
@@ -57,14 +57,14 @@ class ByteCache(Generic[_Key, _Value]):
         return iter(list(self._kept))
 
     def forget(self, keys: Iterable[_Key]) -> None:
-        """Let values go that are not needed any more."""
+        """Remove values that are no longer needed."""
         for key in keys:
             self._bytes -= self._kept.pop(key)[1]
 
 
-_KEYS_BYTES = 64 << 20  # of frames' keys that are kept
-DECODED_BYTES = 256 << 20  # of frames' values that are kept
-_VALUE_BYTES = 300  # what a decoded value takes beside its text
+_KEYS_BYTES = 64 << 20  # of cached keys of frames
+DECODED_BYTES = 256 << 20  # of cached values of frames
+_VALUE_BYTES = 300  # size of a decoded value beside its text
 # A place in one number: whether it counts as answered, the frame, the row in it, the outcome.
 _ANSWERED = np.uint64(1 << 63)
 _FRAME_AT = np.uint64(32)
@@ -75,8 +75,8 @@ _AS_USUAL = Reading()
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """For each row of a window: the frame and the row in it, or -1; what it came to, and whether
-    that counts as failed.
+    """For each row of a window: its frame and the row in it, or -1; its outcome, and whether it
+    counts as failed. Each has shape (rows,).
     """
 
     frame: NDArray[np.int64]
@@ -91,10 +91,10 @@ class Matches:
 
 
 class RowIndex(Protocol):
-    """Finds the results of an input's rows."""
+    """Maps an input's rows to their results."""
 
     frames: FrameFiles
-    in_order: bool  # whether a frame's extent says which of the rows it may be about
+    in_order: bool  # whether a frame's extent limits which rows it may contain
 
     def match(self, first_ordinal: int, digests: Digests) -> Matches:
         """The results of the rows `first_ordinal, first_ordinal + 1, …`.
@@ -109,19 +109,19 @@ class _Decoded(NamedTuple):
 
 
 class FrameFiles:
-    """Every whole frame of some jobs' folders, weakest claim first, as they were when this was
-    opened. Their drivers may go on writing meanwhile.
+    """Every whole frame of some jobs' folders, weakest claim first, as of opening. The drivers may
+    go on writing meanwhile.
     """
 
     @classmethod
     def open(cls, folders: Sequence[ResultsFolder], reading: Reading = _AS_USUAL) -> FrameFiles:
-        """The files as they are, the folder with the strongest claim last."""
+        """Open the present files; the folder with the strongest claim comes last."""
         return cls(folders, reading)
 
     def __init__(self, folders: Sequence[ResultsFolder], reading: Reading = _AS_USUAL) -> None:
         self.reading = reading
         self.folders = folders
-        self.folder = folders[-1].path  # where there is room for what is made of the results, too
+        self.folder = folders[-1].path  # has room for output files, too
         self._descriptors: list[int] = []
         self.refs: list[FrameRef] = []
         self._file_of: list[int] = []
@@ -144,7 +144,7 @@ class FrameFiles:
             self._descriptors.append(one.descriptor)
             file = len(self._descriptors) - 1
             frames += [(file, ref) for ref in one.frames if ref.generation > folder.hidden_to]
-        if not folder.own:  # the first answer of another job stays the one that counts
+        if not folder.own:  # the first answer of another job is the one that counts
             frames.reverse()
         for file, ref in frames:
             if ref.generation not in ignored:
@@ -168,26 +168,26 @@ class FrameFiles:
 
     @property
     def rows(self) -> int:
-        """Rows in all frames, those that later frames supersede included."""
+        """Rows in all frames, including superseded ones."""
         return sum(ref.rows for ref in self.refs)
 
     @property
     def holds_failures(self) -> bool:
-        """Whether any row was ever given up; the input need not be read to know that none was."""
+        """Whether any row ever failed; the input need not be read to know that none did."""
         failed = self.reading.failed
         return any(
             failed[keys.outcomes[keys.digests[:, 0] != 0]].any() for _, keys in self.all_keys()
         )
 
     def all_keys(self) -> Iterator[tuple[int, FrameKeys]]:
-        """Each frame whose keys are whole, with them."""
+        """Each frame with intact keys, and its keys."""
         for frame in range(len(self.refs)):
             keys = self._read_keys(frame)
             if keys is not None:
                 yield frame, keys
 
     def count_by_folder(self, frames: NDArray[np.int64]) -> dict[ResultsFolder, int]:
-        """How many of the frames named, each as often as it is, lie in which folder."""
+        """How often each folder occurs among these frames."""
         if not len(frames):
             return {}
         if len(self.folders) == 1:
@@ -213,16 +213,16 @@ class FrameFiles:
         out = np.zeros(len(keys.outcomes), np.bool_)
         if ignored is not None:
             out |= ignored[keys.outcomes] != 0
-        if not own:  # an id or a position names a row of one input only
+        if not own:  # an id or a position identifies a row of one input only
             out |= keys.digests[:, 1] == 0
         digests = np.where(out[:, None], np.uint64(0), keys.digests)  # zero: no row's digest
         return FrameKeys(keys.ordinals, digests, keys.outcomes)
 
     def value(self, frame: int, row: int, name: int | None = None) -> RowValue | None:
-        """One result as it counts; None when its frame is damaged.
+        """One result with its counting outcome; None when its frame is damaged.
 
-        `name`: the first half of a digest that has to be the row's, else the result is of another
-        row. Frames that were looked at last are kept, `DECODED_BYTES` of them; see `let_go`.
+        `name`: the first half of the row's digest; if it differs, the result is of another row. The
+        most recent frames are cached, up to `DECODED_BYTES`; see `let_go`.
         """
         values, names = self._decoded.get(frame, self._decode)
         if values is None or (name is not None and names[row] != name):
@@ -238,13 +238,13 @@ class FrameFiles:
         return _Decoded(values, names), int(self.decoded_bytes[frame])
 
     def let_go(self, needed_up_to: NDArray[np.int64], row: int) -> None:
-        """Forget decoded frames that no row from `row` on needs; `needed_up_to`: the last row for
-        each frame.
+        """Drop cached frames that no row from `row` on needs; `needed_up_to`: the last row for each
+        frame.
         """
         self._decoded.forget([frame for frame in self._decoded if needed_up_to[frame] < row])
 
     def undecoded(self, frame: int) -> list[msgspec.Raw] | None:
-        """The results of a frame as they are kept; None when they are damaged."""
+        """The results of a frame in their stored form; None when they are damaged."""
         return read_raw_values(self._descriptors[self._file_of[frame]], self.refs[frame])
 
     def close(self) -> None:
@@ -293,9 +293,9 @@ class PositionalIndex(RowIndex):
             same = agree(keys.digests[inside], digests[at])
             outcomes = keys.outcomes[inside]
             failed = self.frames.reading.failed[outcomes] != 0
-            # An answer is never given up for an error; otherwise the later claim wins.
+            # An error never supersedes an answer; otherwise the later claim wins.
             better = same & (~failed | (found.frame[at] < 0) | found.failed[at])
-            # Errors first: of a row that stands twice in a frame the last assignment stays.
+            # Errors first: for a row that occurs twice in a frame the last assignment stays.
             order = np.argsort(~failed[better], kind="stable")
             chosen = np.flatnonzero(better)[order]
             found.frame[at[chosen]] = frame
@@ -306,10 +306,10 @@ class PositionalIndex(RowIndex):
 
 
 class IdIndex(RowIndex):
-    """A row is settled when its id and its inputs match, wherever it stands.
+    """A row is settled when its id and its inputs match, wherever it is.
 
-    A 64-bit key stands for both; the reader of a result compares the digest's first half as well,
-    and so all of it: of two rows with one key and one id the inputs are equal, too.
+    A 64-bit key represents both; the reader of a result compares the digest's first half as well,
+    and so all of it: two rows with one key and one id have equal inputs, too.
     """
 
     in_order = False
@@ -318,11 +318,11 @@ class IdIndex(RowIndex):
         """Reads the keys of all frames.
 
         Raises:
-            JobError: no disk takes the table.
+            JobError: no disk has room for the table.
         """
         self.frames = frames
         self._fingerprint = fingerprint
-        self._some_by_id = False  # results that were kept without a look at their inputs
+        self._some_by_id = False  # results that were kept without comparing inputs
         self._table = KeyTable(self._rows(), frames.rows, frames.folder)
 
     def _rows(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
@@ -340,7 +340,7 @@ class IdIndex(RowIndex):
     def match(self, first_ordinal: int, digests: Digests) -> Matches:
         found = _no_matches(len(digests))
         place, hit = self._table.find(search_keys(digests, self._fingerprint))
-        if self._some_by_id and self._fingerprint != "off":  # they stand under the id alone
+        if self._some_by_id and self._fingerprint != "off":  # they are stored under the id alone
             missed = np.flatnonzero(~hit)
             place[missed], hit[missed] = self._table.find(digests[missed, 0])
         rows = np.flatnonzero(hit)
@@ -356,7 +356,7 @@ class IdIndex(RowIndex):
 def open_index(
     folders: Sequence[ResultsFolder], keys: RowKeys, reading: Reading = _AS_USUAL
 ) -> RowIndex:
-    """What is settled in some jobs' folders now, whoever holds them. The caller closes `frames`.
+    """The settled rows of some jobs' folders now, whoever holds them. The caller closes `frames`.
 
     Raises:
         JobError: there is no room for a table of the rows.

@@ -1,6 +1,4 @@
-"""What stores of answers lie in a folder: of which jobs, how much, held by whom; and how one goes
-away.
-"""
+"""Lists the stores of answers in a folder: their jobs, sizes and holders; and removes them."""
 
 from __future__ import annotations
 
@@ -34,25 +32,25 @@ from domyn_swarm.errors import JobError
 from domyn_swarm.model import Record
 
 _DIGEST = re.compile(r"[0-9a-f]{24}")
-_REMOVED = ".removed-"  # before the name of a folder that is on its way out
+_REMOVED = ".removed-"  # prefix of the name of a folder that is being removed
 _POSITION_MIXER = np.uint64(0xC2B2AE3D27D4EB4F)  # odd: multiplication by it loses nothing
 
 _Rows = NDArray[np.uint64]  # one number for each different row
 
 
 class StoredJob(Record):
-    """What one job has left in a store."""
+    """The part of one job in a store."""
 
     key: str  # of its input
     path: Path
-    input: str | None  # None: the driver died before it wrote that down
-    job_ids: tuple[str, ...]  # the runs that wrote here, the first one first
-    rows_done: int  # different rows with a result here, failed ones included
-    rows_failed: int  # of those: as the job counts them, with an error or no answer it accepts
+    input: str | None  # None: the driver ended before it recorded that
+    job_ids: tuple[str, ...]  # the runs that wrote here, the first run first
+    rows_done: int  # different rows with a result here, including failed ones
+    rows_failed: int  # of those: with an error, or with an answer that the job does not accept
     takes_from: dict[str, int]  # rows that its last run took from other jobs, by their keys
     bytes: int
     last_written_at: datetime
-    lease: Literal["free", "held", "claimed"]  # claimed: by a machine that is not this one
+    lease: Literal["free", "held", "claimed"]  # claimed: by another machine
     holder: str | None  # of a lease that is not free
 
 
@@ -61,12 +59,12 @@ class StoredCheckpoint(Record):
 
     identity: str
     path: Path
-    job: str | None  # its class or function; None: the driver died before it wrote that down
+    job: str | None  # its class or function; None: the driver ended before it recorded that
     model: str | None
     tag: str | None
     prompt: str | None  # None: the job has no template
     jobs: tuple[StoredJob, ...]
-    rows_done: int  # different rows, whichever jobs asked them
+    rows_done: int  # different rows, over all jobs
     rows_failed: int  # of those: no job has an answer that it accepts
     bytes: int
     last_written_at: datetime
@@ -142,8 +140,8 @@ class _Found(NamedTuple):
     """The rows of one job's folder."""
 
     answered: _Rows
-    failed: _Rows  # with nothing but failures
-    failed_now: int  # by those results that the job has not hidden from itself, where there are any
+    failed: _Rows  # whose results all failed
+    failed_now: int  # by the results that are not hidden from the job, if there are any
 
 
 def _rows_in(folder: Path) -> _Found:
@@ -151,7 +149,7 @@ def _rows_in(folder: Path) -> _Found:
     reading = Reading(None if note is None else note.accept)
     answered, failed = _rows_of(ResultsFolder(folder), reading)
     hidden = 0
-    with contextlib.suppress(JobError):  # a job of it says so
+    with contextlib.suppress(JobError):  # reported by the job itself
         hidden = hidden_to(folder)
     if not hidden:
         return _Found(answered, failed, len(failed))
@@ -161,17 +159,17 @@ def _rows_in(folder: Path) -> _Found:
 
 
 def _rows_of(folder: ResultsFolder, reading: Reading) -> tuple[_Rows, _Rows]:
-    """The rows with an answer that is accepted, and the others."""
+    """The rows with an accepted answer, and the others."""
     answered, failed = [], []
     with contextlib.closing(FrameFiles.open([folder], reading)) as frames:
         for number in range(len(frames.refs)):
             keys = frames.keys(number)
             if keys is None:
                 continue
-            by_position = keys.digests[:, 0] == 1  # else by their ids, wherever they stand
+            by_position = keys.digests[:, 0] == 1  # else by their ids, in any order
             where = np.where(by_position, keys.ordinals * _POSITION_MIXER, np.uint64(0))
             rows = search_keys(keys.digests, "full") ^ where
-            counted = keys.digests[:, 0] != 0  # zero: its error does not count any more
+            counted = keys.digests[:, 0] != 0  # zero: its error is void
             errors = reading.failed[keys.outcomes] != 0
             answered.append(rows[counted & ~errors])
             failed.append(rows[counted & errors])
@@ -185,21 +183,21 @@ def _different(answered: Sequence[_Rows], failed: Sequence[_Rows]) -> tuple[_Row
 
 
 def remove_job(folder: Path) -> None:
-    """Remove what one job left in a store, when nobody holds it.
+    """Remove the part of one job in a store, if no driver holds it.
 
     Raises:
-        CheckpointBusy: a driver holds it; the message says who.
+        CheckpointBusy: a driver holds it; the message names it.
         JobError: it cannot be removed.
     """
-    hold(folder).abandon()  # others still see a holder, until nothing is there
+    hold(folder).abandon()  # others see a holder until the folder is gone
     _remove(folder)
 
 
 def remove_store(store: Path) -> None:
-    """Remove a whole store, when nobody holds any of it.
+    """Remove a whole store, if no driver holds any of it.
 
     Raises:
-        CheckpointBusy: a driver holds a job's part; the message says who. Nothing was removed.
+        CheckpointBusy: a driver holds a job's part; the message names it. Nothing was removed.
         JobError: it cannot be removed.
     """
     held: dict[Path, Lease] = {}
@@ -216,7 +214,7 @@ def remove_store(store: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that is held. Waits for nobody."""
+    """Remove a folder that is held. Does not wait."""
     gone = folder.with_name(f"{_REMOVED}{folder.name}-{secrets.token_hex(4)}")
     try:
         folder.rename(gone)

@@ -1,5 +1,5 @@
-"""All answers to the same requests: a folder for each job that asked some of them, which other
-jobs of the same requests read.
+"""The store of all answers to the same requests: a folder for each job that sent some of them,
+which other jobs with the same requests read.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _MANY, _AT_ONCE = 64, 16  # most of opening a folder is waiting for a file serve
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """Where results lie, and what of them the reader takes.
+    """A folder of results, and which of them the reader uses.
 
-    Of another job's folder answers count and errors do not: an error is its own job's. There, of
-    several answers to a row the first one counts, so that what that job asks again later changes
-    nothing here; in the reader's own folder it is the last one.
+    From another job's folder answers are used and errors are not: an error belongs to its job.
+    There, of several answers to a row the first one counts, so that a later repetition by that job
+    changes nothing here; in the reader's own folder the last one counts.
     """
 
     path: Path
     own: bool = True
-    hidden_to: int = 0  # generations up to this one count for nothing: they were asked again
+    hidden_to: int = 0  # generations up to this one do not count: their rows were sent again
     only: tuple[int, int] | None = None  # a generation and a writer of it: no others' files
 
     def files(self) -> list[Path]:
@@ -54,18 +54,18 @@ class ResultsFolder:
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """One file of a folder. Whoever has it closes the descriptor."""
+    """One file of a folder. The owner of this object closes the descriptor."""
 
     descriptor: int
     frames: Sequence[FrameRef]
 
 
 def open_folders(folders: Sequence[ResultsFolder]) -> list[list[OpenedFile]]:
-    """The files of each folder as they are, see `open_folder`; of many, side by side.
+    """The files of each folder, see `open_folder`; many folders in parallel.
 
     Raises:
         JobError: there are more than this process may open.
-        OSError: one cannot be read.
+        OSError: a file cannot be read.
     """
     workers = 1 if len(folders) < _MANY else _AT_ONCE
     with ThreadPoolExecutor(workers, thread_name_prefix="folders") as pool:
@@ -86,8 +86,8 @@ def open_folders(folders: Sequence[ResultsFolder]) -> list[list[OpenedFile]]:
 
 
 def open_folder(folder: ResultsFolder) -> list[OpenedFile]:
-    """The files as they are, from the weakest claim to the strongest; opened again when a journal
-    was sealed in between. None of a folder that was removed.
+    """The present files, from the weakest claim to the strongest; opened again when a journal was
+    sealed in between. Empty if the folder was removed.
     """
     while True:
         opened: list[OpenedFile] = []
@@ -126,13 +126,13 @@ _KEY = re.compile(r"[0-9a-f]{16}")
 _NUMBERED = re.compile(r"^(?:lease-|run-)?(\d{6})[-.]")
 _NOTE = "job.json"
 _HIDDEN = "hidden.json"
-_FIRST_ROWS = 32  # of a frame, that its key depends on
+_FIRST_ROWS = 32  # of a frame, which its key depends on
 _LAST = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Asker:
-    """A job as people know it."""
+    """A job's names for users."""
 
     job_id: str
     name: str = ""
@@ -141,7 +141,7 @@ class Asker:
 
 
 class JobNote(msgspec.Struct, frozen=True):
-    """Whose results a folder holds: `job.json`."""
+    """The job whose results a folder holds: `job.json`."""
 
     input: str
     created_at: datetime
@@ -158,16 +158,16 @@ class JobNote(msgspec.Struct, frozen=True):
 
 
 class Hidden(msgspec.Struct, frozen=True):
-    """Generations whose results count for nothing in this job any more: `hidden.json`."""
+    """Generations whose results no longer count for this job: `hidden.json`."""
 
-    own: int = 0  # up to this one
-    others: dict[str, int] = {}  # likewise, by job key
+    own: int = 0  # up to this generation
+    others: dict[str, int] = {}  # the same for other jobs, by their keys
     asked_by: str = ""  # the id of the job that hid them
 
 
 @dataclass(frozen=True)
 class JobPlace:
-    """Where a job's results lie."""
+    """The location of a job's results."""
 
     root: Path
     identity: JobIdentity
@@ -175,7 +175,7 @@ class JobPlace:
 
     @property
     def store(self) -> Path:
-        """The folder of all jobs that ask the same."""
+        """The folder of all jobs with the same requests."""
         return self.root / self.identity.digest
 
     @property
@@ -186,11 +186,11 @@ class JobPlace:
     def readable(self, keys: RowKeys) -> list[ResultsFolder]:
         """The folders in which the job finds results, its own last.
 
-        Where rows' inputs are not compared, that is the only one: an id or a position alone says
-        which row of one input is meant.
+        If inputs are not compared, its own alone: an id or a position identifies a row of one input
+        only.
 
         Raises:
-            JobError: what the job has hidden cannot be read.
+            JobError: the record of hidden results cannot be read.
         """
         hidden = _read_hidden(self.folder)
         own = ResultsFolder(self.folder, hidden_to=hidden.own)
@@ -207,16 +207,18 @@ class JobPlace:
         ]
 
     def hide_earlier(self, generation: int, job_id: str) -> None:
-        """Have all rows asked again: hide from the job all that is there, and remove nothing. When
-        this very job hid it already, and was started anew since, it goes on.
+        """Hide all existing results from the job, and remove nothing, so that all rows are sent
+        again.
+
+        If the same job hid them already and was restarted since, it resumes.
 
         Args:
-            generation: of the run that asks them; its results and later ones count.
-            job_id: of whoever wants it.
+            generation: of the run that sends them again; its results and later ones count.
+            job_id: of the job that hides them.
 
         Raises:
-            JobError: what was hidden before cannot be read.
-            OSError: it cannot be written down.
+            JobError: the record of hidden results cannot be read.
+            OSError: it cannot be written.
         """
         if _read_hidden(self.folder).asked_by == job_id:
             return
@@ -226,7 +228,7 @@ class JobPlace:
         write_private(self.folder / _HIDDEN, msgspec.json.encode(hidden).decode())
 
     def note(self, asker: Asker, accept: Accept | None = None) -> None:
-        """Write down who asks now, and which answers count.
+        """Record the job that sends rows now, and which answers count.
 
         Raises:
             OSError: it cannot be written.
@@ -245,9 +247,9 @@ class JobPlace:
 
 
 def input_key(where: str) -> str:
-    """The key of a job over files: the same for whatever names the same path or URL.
+    """The key of a job over files: the same for all names of one path or URL.
 
-    What lies there is not looked at: a folder or a file that grows stays the same job's.
+    Contents are not examined: a folder or a file that grows stays the same job's.
     """
     path = where.removeprefix("file://")
     place = path.rstrip("/") if "://" in path else os.path.realpath(path)
@@ -255,7 +257,7 @@ def input_key(where: str) -> str:
 
 
 def frame_key(dataset: Dataset, keys: RowKeys) -> str:
-    """The key of a job over a frame: equal for an equal frame, of whatever library.
+    """The key of a job over a frame: equal for equal frames, in any library.
 
     It depends on the key columns, the number of rows, the first ones and the last one.
     """
@@ -286,7 +288,7 @@ def job_folders(store: Path) -> Iterator[Path]:
 
 
 def read_note(folder: Path) -> JobNote | None:
-    """Whose results a folder holds; None when that cannot be read."""
+    """The job whose results a folder holds; None when that cannot be read."""
     try:
         return msgspec.json.decode((folder / _NOTE).read_bytes(), type=JobNote)
     except (OSError, ValueError):
@@ -294,10 +296,10 @@ def read_note(folder: Path) -> JobNote | None:
 
 
 def hidden_to(folder: Path) -> int:
-    """The last generation whose results a job has hidden from itself; 0: none.
+    """The last generation whose results are hidden from a job; 0: none.
 
     Raises:
-        JobError: what was hidden cannot be read.
+        JobError: the record cannot be read.
     """
     return _read_hidden(folder).own
 
@@ -343,8 +345,8 @@ def hold(folder: Path) -> Lease:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse rows that another driver asks now, and a folder that cannot be written. A driver
-    elsewhere is watched for a few seconds.
+    """Refuse rows that another driver is sending now, and a folder that cannot be written. The
+    lease of a driver on another machine is watched for a few seconds.
 
     Raises:
         CheckpointBusy: another driver holds the folder; the message names its job.
@@ -359,7 +361,7 @@ def check_free(folder: Path) -> None:
         ) from error
     try:
         leases.check_silent(folder)
-    except FileNotFoundError:  # nobody has asked them yet
+    except FileNotFoundError:  # no job has sent these requests yet
         return
     except CheckpointBusy as error:
         raise _named(folder, error) from error

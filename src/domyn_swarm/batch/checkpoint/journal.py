@@ -1,4 +1,4 @@
-"""The growing end of a checkpoint: results are written at once, synced by rows or seconds."""
+"""The growing end of a checkpoint: results are written at once, and synced by rows or seconds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ JOURNAL_BYTES = 64 << 20
 
 
 class Journal:
-    """The file that one process appends to now; sealed into a segment when it has grown enough.
+    """The file to which one process appends; sealed into a segment when it has grown enough.
 
-    `append` returns when the operating system has the bytes: a killed process loses nothing.
-    `sync` makes them survive the machine. Sealing happens on a thread of its own.
+    `append` returns when the operating system has the bytes: a killed process loses nothing. `sync`
+    makes them survive the machine. Sealing happens on a thread of its own.
 
-    What the disk refused to sync is never taken for synced: a system reports that once, so from
-    then on every call raises it.
+    A failed sync is never forgotten: the system reports it only once, so every later call raises
+    it.
     """
 
     def __init__(self, folder: Path, generation: int, writer: int = 0) -> None:
@@ -44,7 +44,7 @@ class Journal:
         self._folder = folder
         self._writer = (generation, writer)
         self._descriptor = -1
-        self._rotated: dict[int, Path] = {}  # files that grow no more, not yet synced
+        self._rotated: dict[int, Path] = {}  # files that no longer grow and are not synced yet
         self._named = False  # the folder was synced since the newest file was created
         self._failure: JobError | None = None
         self._lock = threading.Lock()  # descriptors against the syncing and the sealing thread
@@ -72,8 +72,9 @@ class Journal:
         """Write one frame.
 
         Raises:
-            JobError: the disk does not take it (full, quota, gone); the journal ends with the
-                last whole frame and nothing before it is lost.
+            JobError: the disk refuses it (full, quota, gone); the journal ends with the last whole
+                frame
+                and nothing before it is lost.
         """
         self._check()
         frame = encode_frame(results, self._writer[0])
@@ -88,7 +89,7 @@ class Journal:
             self._rotate()
 
     def _take_back(self) -> None:
-        """Cut off a part of a frame: what was appended behind it would not be read."""
+        """Cut off a part of a frame: results appended after it could not be read."""
         try:
             os.ftruncate(self._descriptor, self._bytes)
         except OSError as error:
@@ -99,17 +100,17 @@ class Journal:
             raise self._failure
 
     def sync(self) -> None:
-        """Have everything that was appended survive a loss of power.
+        """Make everything that was appended survive a loss of power.
 
         Raises:
-            JobError: the disk does not take it: network file systems say only now that it is full.
+            JobError: the disk refuses it; network file systems report only now that they are full.
         """
         with self._lock:
             if self._descriptor >= 0:
                 opened = [*self._rotated.items(), (self._descriptor, self._path)]
                 copies = [(os.dup(descriptor), path) for descriptor, path in opened]
             else:
-                copies = []  # closed, and synced then
+                copies = []  # closed, to be synced next
             named, sequence = self._named, self._sequence
         for descriptor, path in copies:
             self._sync(descriptor, path)
@@ -119,7 +120,7 @@ class Journal:
         self._check()
 
     def _sync(self, descriptor: int, path: Path) -> None:
-        """Sync a file; what goes wrong is the journal's failure."""
+        """Sync a file; an error becomes the journal's."""
         try:
             os.fsync(descriptor)
         except OSError as error:
@@ -139,14 +140,14 @@ class Journal:
         with self._lock:
             try:
                 self._open_next()
-            except OSError as error:  # what was appended is there; the old file goes on
+            except OSError as error:  # the results are written; the old file stays in use
                 raise _cannot_write(self._folder, error) from error
             self._rotated[old] = full
         self._sealing = [one for one in self._sealing if not one.done() or one.exception()]
         self._sealing.append(self._sealer.submit(self._finish, full, old))
 
     def _finish(self, journal: Path, descriptor: int) -> None:
-        """Sync a file that grows no more, and seal it."""
+        """Sync a file that no longer grows, and seal it."""
         self._sync(descriptor, journal)
         with self._lock:
             del self._rotated[descriptor]
@@ -155,18 +156,18 @@ class Journal:
 
     def _seal(self, journal: Path) -> None:
         if self._failure is not None:
-            return  # who knows what is on that disk
+            return  # after a failed sync the content on that disk is unknown
         try:
             seal(journal)
             merge_writer(self._folder, *self._writer)
-        except OSError as error:  # the files are synced, and as good as fewer ones
+        except OSError as error:  # the files are synced, and as good as fewer files
             _log.warning("cannot seal %s: %s", journal, error)
 
     def close(self) -> None:
-        """Sync, close, and seal what is left. Every row stays readable if sealing fails.
+        """Sync, close, and seal the last file. Every row stays readable if sealing fails.
 
         Raises:
-            JobError: the disk does not take all that was appended. All is closed nevertheless.
+            JobError: the disk refuses some results. Everything is closed nevertheless.
         """
         try:
             self.sync()
@@ -201,15 +202,15 @@ class Keeper(Protocol):
         """Keep results: the death of the process loses none."""
 
     def sync(self) -> None:
-        """Have them survive a loss of power.
+        """Make appended results survive a loss of power.
 
         Raises:
-            JobError: the disk does not take them.
+            JobError: the disk refuses them.
         """
 
 
 class SyncedSink:
-    """Syncs what it keeps by rows or seconds, whichever comes first."""
+    """Syncs results after a number of rows or seconds, whichever comes first."""
 
     def __init__(self, keeper: Keeper, sync_rows: int) -> None:
         self._keeper = keeper
@@ -225,10 +226,10 @@ class SyncedSink:
             self._enough.set()
 
     async def keep_syncing(self, every_s: float) -> None:
-        """Sync until cancelled; what the last sync missed is synced when the journal closes.
+        """Sync until cancelled; later results are synced when the journal closes.
 
         Raises:
-            JobError: the disk does not take the results.
+            JobError: the disk refuses the results.
         """
         while True:
             # Not `wait_for`: before Python 3.12 it may swallow the task's own cancellation.

@@ -1,11 +1,11 @@
 """One driver per checkpoint, safe on network file systems.
 
 Each holder owns one generation, claimed by linking `lease-<generation>.json` into place (atomic on
-NFS, and it fails when there is one); the highest generation is the holder. While it lives it counts
-up in that file. Whoever wants the checkpoint watches the counter by their own monotonic clock: no
-clock is compared with another machine's, no modification time is read, no lock is asked of the
-server. A holder on this very machine (in this boot and this PID namespace) whose process is
-gone is succeeded at once.
+NFS, and it fails if the file exists); the highest generation is the holder. While it lives it
+increments a counter in that file. A process that wants the checkpoint watches the counter by its
+own monotonic clock: no clock is compared with another machine's, no modification time is read, no
+lock is requested from the server. A holder on the same machine (in this boot and this PID
+namespace) whose process has ended is succeeded at once.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from domyn_swarm.process_identity import host_reach, still_there, this_host, thi
 
 _NAME = re.compile(r"^lease-(\d{6})\.json$")
 BEAT_S = 2.0
-SILENT_S = 15.0  # a counter that stands still for so long has no living holder
-_UNRENEWED_S = SILENT_S / 2  # a holder that was silent for so long must not write any more
-_LOOKS = 3  # at a folder whose names were listed too early
+SILENT_S = 15.0  # seconds of an unchanged counter after which the holder has ended
+_UNRENEWED_S = SILENT_S / 2  # after this time without a renewal a holder must not write any more
+_LOOKS = 3  # repeated listings of a folder, whose first listing may be out of date
 
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease, as they wrote it."""
+    """The holder of a lease, as recorded in its file."""
 
     host: str
     pid: int
@@ -80,10 +80,10 @@ class Holder:
 class Lease:
     """A held lease.
 
-    It is held for as long as it was renewed within half the time after which others may take it
-    for dead. A driver that comes later than that (suspended, or its disk hung) claims it anew, as
-    others would: whoever links the next number first has it. `lost` is set when that failed: a
-    later claim is there (`succeeded`), or the disk does not take ours.
+    It is held if it was renewed within half the time after which others may claim it. A driver that
+    is later than that (it was suspended, or its disk hung) claims it again, as others would: the
+    process that links the next number first has it. `lost` is set if that failed: a later claim
+    exists (`succeeded`), or the disk refuses ours.
     """
 
     def __init__(self, folder: Path, generation: int, clock: Clock = time) -> None:
@@ -91,7 +91,7 @@ class Lease:
         self.lost = threading.Event()
         self.succeeded = False
         self._folder = folder
-        self._number = generation  # of its file: a later one once it was claimed anew
+        self._number = generation  # of its file: a later number after it was claimed again
         self._counter = 0
         self._clock = clock
         self._renewed_at = clock.monotonic()
@@ -100,7 +100,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def start(self) -> Lease:
-        """Renew it every `BEAT_S` seconds from now on, in a thread of its own."""
+        """Start a thread that renews it every `BEAT_S` seconds."""
         self._thread.start()
         return self
 
@@ -109,27 +109,27 @@ class Lease:
             while not self.lost.is_set() and not self._ended.wait(BEAT_S):
                 self.beat()
         finally:
-            if not self._ended.is_set():  # whatever ended it, nobody renews the lease now
+            if not self._ended.is_set():  # the thread failed: the lease is no longer renewed
                 self.lost.set()
 
     def is_held(self) -> bool:
-        """Whether its holder may write now. Blocks while it has to be claimed anew."""
+        """Whether its holder may write now. Blocks while it has to be claimed again."""
         if not self.lost.is_set() and self._is_late:
             self.beat()
         return not self.lost.is_set()
 
     @property
     def _is_late(self) -> bool:
-        """Whether it was not renewed for so long that it does not count any more."""
+        """Whether the last renewal is too old to count."""
         return self._clock.monotonic() - self._renewed_at >= _UNRENEWED_S
 
     def beat(self) -> None:
-        """Renew it, or find out that it is lost."""
+        """Renew it, or detect that it is lost."""
         with self._beating:
             began = self._clock.monotonic()
             try:
                 self._renew()
-            except OSError as error:  # a full disk is the journal's to report
+            except OSError as error:  # the journal reports a full disk
                 _log.warning("cannot renew the lease in %s: %s", self._folder, error)
                 if self._is_late:
                     self.lost.set()
@@ -151,7 +151,7 @@ class Lease:
             self.succeeded = True
 
     def release(self) -> None:
-        """Let the next driver in without waiting. Idempotent."""
+        """Release it: the next driver need not wait. Idempotent."""
         if self._ended.is_set():
             return
         self._stop_beating()
@@ -162,7 +162,7 @@ class Lease:
                 _log.warning("cannot release the lease in %s: %s", self._folder, error)
 
     def abandon(self) -> None:
-        """Stop counting without letting anybody in: for a holder that removes the folder."""
+        """Stop renewing without releasing it: for a holder that removes the folder."""
         self._stop_beating()
 
     def _stop_beating(self) -> None:
@@ -172,9 +172,9 @@ class Lease:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who holds a checkpoint; None when nobody does, as far as can be seen at once.
+    """The holder of a checkpoint; None if none is evident at once.
 
-    Of a holder on another machine only time would tell (see `acquire`).
+    For a holder on another machine only time can tell (see `acquire`).
     """
     generation = _highest(folder)
     found = _read(folder, generation) if generation else None
@@ -187,7 +187,7 @@ def acquire(folder: Path, *, silent_s: float = SILENT_S, clock: Clock = time) ->
     Waits at most `silent_s` to find out whether a holder on another machine still lives.
 
     Raises:
-        CheckpointBusy: another driver holds it; the message says who.
+        CheckpointBusy: another driver holds it; the message names it.
         JobError: the folder cannot be read or written.
     """
     try:
@@ -198,7 +198,7 @@ def acquire(folder: Path, *, silent_s: float = SILENT_S, clock: Clock = time) ->
                 _watch(folder, latest, holder, silent_s, clock)
             if _link(folder, latest + 1):
                 return Lease(folder, latest + 1, clock).start()
-            if _highest(folder) == latest + 1:  # else the list of names was an old one
+            if _highest(folder) == latest + 1:  # else the listing was out of date
                 break
         raise _busy(folder, _read(folder, _highest(folder)))
     except OSError as error:
@@ -209,10 +209,10 @@ def acquire(folder: Path, *, silent_s: float = SILENT_S, clock: Clock = time) ->
 
 
 def check_silent(folder: Path, *, silent_s: float = 2 * BEAT_S + 1, clock: Clock = time) -> None:
-    """Return when nobody holds the checkpoint in `folder`, as far as `silent_s` of watching tell.
+    """Return if no process holds the checkpoint in `folder`, after watching it for `silent_s`.
 
     Raises:
-        CheckpointBusy: a driver holds it; the message says who.
+        CheckpointBusy: a driver holds it; the message names it.
         FileNotFoundError: there is no such folder.
     """
     generation = _highest(folder)
@@ -225,7 +225,7 @@ def check_silent(folder: Path, *, silent_s: float = 2 * BEAT_S + 1, clock: Clock
 
 
 def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock: Clock) -> None:
-    """Return when the holder's counter has stood still for `silent_s`, or it has let go."""
+    """Return when the holder's counter was unchanged for `silent_s`, or the lease was released."""
 
     def let_go() -> bool:
         now = _read(folder, generation)
@@ -239,10 +239,11 @@ def _watch(folder: Path, generation: int, holder: Holder, silent_s: float, clock
 
 
 def _link(folder: Path, number: int) -> bool:
-    """Claim the lease under this number: its file appears with its content. False: it is another's.
+    """Claim the lease under this number: its file appears with its content. False: another process
+    has it.
 
-    The names that a network file system lists may be a minute old, but not once this process has
-    changed the folder. Who turns out to have come in below a claim leaves it alone.
+    A listing of a network file system may be a minute old, but not after this process has changed
+    the folder. A process whose claim turns out to be below another one withdraws it.
     """
     path = _path(folder, number)
     ours = folder / f".lease-{os.getpid()}-{secrets.token_hex(4)}"
@@ -259,13 +260,15 @@ def _link(folder: Path, number: int) -> bool:
         return False
     for earlier in numbers:
         if earlier < number:
-            with contextlib.suppress(OSError):  # it does not count any more
+            with contextlib.suppress(OSError):  # it no longer counts
                 _path(folder, earlier).unlink()
     return True
 
 
 def _linked(ours: Path, path: Path) -> bool:
-    """Whether the file is ours now; a server that lost its answer says no to the one who has it."""
+    """Whether the file is ours now; a server that lost its reply reports a conflict to the owner
+    itself.
+    """
     try:
         os.link(ours, path)
     except OSError as error:
@@ -315,7 +318,7 @@ def _document(counter: int, *, released: bool) -> str:
 
 
 def _read(folder: Path, generation: int) -> Holder | None:
-    """The holder, or None when the file is gone or is not one."""
+    """The holder; None if the file does not exist or is not a lease."""
     try:
         return Holder(**json.loads(_path(folder, generation).read_text("utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,8 +1,8 @@
-"""What makes two jobs the same: the request side only, never the swarm's name or URL.
+"""The identity of a job's requests: of the request side only, never the swarm's name or URL.
 
 Model and revision, job (its source as a syntax tree, or an explicit version), parameters, columns,
-output schema, tag. The same identity shares one checkpoint; any other gets its own, and the
-difference is told in words. Code that the job imports is not covered.
+output schema, tag. Jobs with the same identity share one checkpoint; any other gets its own, and
+the difference is reported. Code that the job imports is not covered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAMES = {"job": "job's class", "tag": "--checkpoint-tag", "id_column": "--id-co
 _DIGESTS = {"source": "the code of the job"}
 _SHOWN = 5
 _CHARACTERS = 60
-_BEFORE = 12  # characters that are shown before the first that differs
+_BEFORE = 12  # characters that are shown before the first difference
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,19 @@ class JobIdentity:
         return hashlib.blake2b(canonical, digest_size=12).hexdigest()
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What differs from `other`, field by field, in words."""
+        """The differences from `other`, field by field, as text."""
         return list(_differences("", dict(other), dict(self.fields)))
 
     def write(self, folder: Path) -> None:
-        """Keep the fields beside the results, readable."""
+        """Write the fields next to the results, in readable form."""
         document = json.dumps(self.fields, sort_keys=True, indent=2, default=repr)
         write_private(folder / _FILE, document)
 
 
 def in_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between the fields of two identities, as users call it; the first few."""
+    """The first few differences between the fields of two identities, under the names that users
+    know.
+    """
     found = []
     for path, before, after in _differing("", dict(old), dict(new)):
         name = path.removeprefix("params.")
@@ -74,7 +76,7 @@ def _differing(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _pair(old: Any, new: Any, nothing: str) -> str:  # noqa: ANN401 - JSON
-    """Both values, long texts from where they begin to differ."""
+    """Both values, long texts from their first difference."""
     if isinstance(old, str) and isinstance(new, str):
         pairs = enumerate(zip(old, new, strict=False))
         same = next((at for at, (one, other) in pairs if one != other), min(len(old), len(new)))
@@ -104,7 +106,7 @@ def nearest(root: Path, identity: JobIdentity) -> tuple[str, list[str]] | None:
 
 
 def read_fields(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says it is; None when that cannot be read."""
+    """The recorded fields of a checkpoint; None when they cannot be read."""
     try:
         fields = json.loads((folder / _FILE).read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,5 +1,5 @@
-"""The files of a checkpoint: journals that grow, segments that do not change any more, and the
-joining of neighbouring segments, so that they stay few.
+"""The files of a checkpoint: growing journals, immutable segments, and the joining of neighbouring
+segments, so that they stay few.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from domyn_swarm.batch.checkpoint.frames import (
 from domyn_swarm.batch.durable_files import sync_folder
 
 _NAME = re.compile(r"^(\d{6,})-(\d{3,})-(\d{8,})\.(journal|segment)$")
-_UNFINISHED = ".unfinished-"  # before the name of a segment that is being written
+_UNFINISHED = ".unfinished-"  # prefix of the name of a segment that is being written
 SEGMENT_FRAME_ROWS = 2048
 _VOID = ".void"
-_TRIES = 3  # to seal a journal that grows meanwhile
+_TRIES = 3  # attempts to seal a journal that grows meanwhile
 
 
 def file_order(path: Path) -> tuple[int, int, int, bool]:
@@ -42,19 +42,19 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def void_path(folder: Path, generation: int) -> Path:
-    """Exists when the errors that this generation recorded do not count any more."""
+    """Marker: errors recorded by this generation are void; their rows will be sent again."""
     return folder / f"{generation:06d}{_VOID}"
 
 
 def has_void(folder: Path) -> bool:
-    """Whether there are errors in a folder that do not count any more."""
+    """Whether a folder has void errors."""
     return any(path.suffix == _VOID for path in folder.iterdir())
 
 
 @contextmanager
 def new_segment(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path`, whole and synced with its name, when the body ends;
-    it is gone if there is an error. Its name is its own: several processes may write one segment.
+    """A file that replaces `path`, whole and synced with its name, when the body ends; it is
+    removed on an error. Its name is unique: several processes may write one segment.
     """
     temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -70,24 +70,24 @@ def new_segment(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove segments that earlier drivers were killed over. One that is still at it fails, and
-    keeps what it wanted to replace.
+    """Remove unfinished segments of killed drivers. A driver that is still writing one fails, and
+    keeps the files that the segment should have replaced.
     """
     for path in folder.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(OSError):  # it is nobody's harm
+        with contextlib.suppress(OSError):  # harmless if it stays
             path.unlink()
 
 
 class _Grown(Exception):
-    """Somebody appended to a journal while it was sealed."""
+    """Another process appended to a journal while it was sealed."""
 
 
 def seal(journal: Path) -> None:
-    """Turn a journal that nobody appends to into a segment; an empty one just goes.
+    """Turn a journal that no process appends to into a segment; an empty one is removed.
 
-    The segment appears whole and synced before the journal goes, so that a crash in between leaves
-    both, which is harmless. A journal that somebody appends to all the same, as the worker of a
-    driver that was killed may, stays a journal; one that somebody else seals first is left to them.
+    The segment appears whole and synced before the journal is removed: a crash in between leaves
+    both, which is harmless. A journal that is appended to all the same, as by the worker of a
+    killed driver, stays a journal; one that another process seals first is left to it.
     """
     for _ in range(_TRIES):
         try:
@@ -117,19 +117,19 @@ def _check_size(journal: Path, size: int) -> None:
         raise _Grown
 
 
-MOST_FILES = 32  # of one writer, or left by earlier drivers, before some are joined
+MOST_FILES = 32  # of one writer, or of earlier drivers, before some are joined
 _AT_ONCE = 16
-_MOST_BYTES = 4 << 30  # a joined file that would be larger is not worth copying
+_MOST_BYTES = 4 << 30  # a joined file that would be larger is not worth the copy
 
 
 def merge_writer(folder: Path, generation: int, writer: int) -> None:
-    """Join segments of one living writer, when there are many. Called by that writer alone."""
+    """Join segments of one living writer if there are many. Called by that writer alone."""
     files = [path for path in _segments(folder) if file_order(path)[:2] == (generation, writer)]
     _merge(files)
 
 
 def merge_earlier(folder: Path, generation: int) -> None:
-    """Join segments that drivers before this generation left, when there are many."""
+    """Join segments of drivers before this generation if there are many."""
     while True:
         files = [path for path in _segments(folder) if file_order(path)[0] < generation]
         if not _merge(files):
@@ -151,7 +151,7 @@ def _merge(files: Sequence[Path]) -> bool:
 
 
 def _cheapest(files: Sequence[Path]) -> Sequence[Path]:
-    """The neighbours that cost least to join: so a byte is copied about once per 16-fold growth."""
+    """The neighbours that cost least to join: each byte is copied about once per 16-fold growth."""
     found = [files[at : at + _AT_ONCE] for at in range(max(1, len(files) - _AT_ONCE + 1))]
     sizes = {path: path.stat().st_size for path in files}
     costs = [(sum(sizes[path] for path in window), at) for at, window in enumerate(found)]
