@@ -1,4 +1,4 @@
-"""CSV and TSV: every cell is its text, or of the type that a user asks for."""
+"""CSV and TSV: every cell is text, or has the type that the user chose."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.AS
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 _WHOLE = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?", re.ASCII)
-_MOST_DIGITS = 19  # of a whole number of 64 bits
-_EXACT = 2**53  # up to here a fraction holds every whole number
+_MOST_DIGITS = 19  # of a 64-bit integer
+_EXACT = 2**53  # up to here every integer is exact as a float
 _decode = msgspec.json.Decoder().decode
 
 
@@ -74,7 +74,7 @@ def wrong_cell(cell: str, kind: CellType) -> bool:
 
 
 def is_beyond_int(cell: str) -> bool:
-    """Whether a cell is a whole number, and one that has more than 64 bits."""
+    """Whether a cell is an integer that needs more than 64 bits."""
     if not _INT.fullmatch(cell):
         return False
     digits = cell.lstrip("+-").lstrip("0")
@@ -82,7 +82,7 @@ def is_beyond_int(cell: str) -> bool:
 
 
 def is_beyond_float(cell: str) -> bool:
-    """Whether a cell is a number that is too large for a float, and written in digits."""
+    """Whether a cell is a number in digits that is too large for a float."""
     return cell[-1:].isdigit() and math.isinf(float(cell))
 
 
@@ -93,19 +93,19 @@ def _value(cell: str, kind: CellType) -> Any:  # noqa: ANN401 - of any of the ty
 
 
 class CellShape:
-    """Which type the cells of a column have, where they are to tell it.
+    """The type of a column, inferred from its cells.
 
-    Whole numbers as programs write them (`00123` and `+5` are none), numbers, `true` and `false`.
+    Integers in canonical form (not `00123` or `+5`), numbers, `true` and `false`.
     """
 
     def __init__(self) -> None:
         self._seen: set[CellType] = set()
-        self._largest = 0  # of the whole numbers, without their signs
+        self._largest = 0  # of the integers, without their signs
         self._beyond_int = False
         self._beyond_float = False
 
     def add(self, cell: str | None) -> None:
-        """Take one more cell; an empty one says nothing."""
+        """Add a cell; an empty cell is ignored."""
         if not cell or "text" in self._seen:
             return
         if _WHOLE.fullmatch(cell):
@@ -130,7 +130,7 @@ class CellShape:
 
     @property
     def why(self) -> str | None:
-        """Why cells that all are numbers stay text nevertheless; None: they do not."""
+        """Why a column of numbers stays text nevertheless; None: it does not."""
         if not self._seen <= {"int", "float"}:
             return None
         if self._beyond_int:
@@ -142,7 +142,7 @@ class CellShape:
         return None
 
 
-_CELL_BYTES = 1 << 28  # of one cell, lest a quotation mark that is not closed fill the memory
+_CELL_BYTES = 1 << 28  # of one cell, so that an unclosed quotation mark does not fill the memory
 _DELIMITERS = ",;\t|"
 _EXCELS_NOTE = re.compile("sep=(.)", re.IGNORECASE)  # in a first line, of the delimiter
 _MEND = (
@@ -152,18 +152,18 @@ _MEND = (
 
 @dataclass(frozen=True)
 class _Form:
-    """How the cells of a file are told apart."""
+    """How the cells of a file are separated."""
 
     delimiter: str
     quoted: bool
     encoding: str
-    chosen: bool  # the delimiter, by the user
+    chosen: bool  # the user chose the delimiter
 
 
 def open_csv(
     files: Sequence[InputFile], kind: str, reading: InputReading, facts: InputFacts | None = None
 ) -> TextDataset:
-    """Files with the same columns. In TSV quotation marks are characters like any other.
+    """Files with the same columns. In TSV quotation marks are ordinary characters.
 
     Raises:
         InvalidInput: a file is no such text, has other columns, or cells are not of their types.
@@ -233,7 +233,7 @@ def _blocks(
 
 
 def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
-    """The rows below the header, not all in memory."""
+    """The rows below the header, lot by lot."""
     with opened_text(file, form.encoding, "CSV") as text:
         lot, size, header = list[list[str]](), 0, True
         try:
@@ -256,19 +256,19 @@ def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
             yield lot
 
 
-# -- what is wrong with a file -------------------------------------------------------------------
+# -- errors in a file ----------------------------------------------------------------------------
 
 
 def _look(file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems) -> Look:
-    """The names in the first line that is not blank, and how many rows are below it."""
+    """The names in the first line that is not blank, and the number of rows below it."""
     look = _Look(file, form, types)
     try:
         header, rows = look.run("strict")
     except UnicodeDecodeError as error:
         look = _Look(file, form, types)
-        try:  # the same once more, to tell all cells that it is about
+        try:  # a second reading that reports all affected cells
             header, rows = look.run("surrogateescape")
-        except UnicodeDecodeError:  # an encoding whose bytes cannot be told apart so
+        except UnicodeDecodeError:  # an encoding whose invalid bytes cannot be located
             raise not_encoded(file, error) from error
     problems.take(look.problems)
     names = [name.encode("utf-8", "replace").decode() for name in header]
@@ -276,7 +276,7 @@ def _look(file: InputFile, form: _Form, types: dict[str, CellType], problems: Pr
 
 
 class _Look:
-    """One look at one file."""
+    """One examination of one file."""
 
     def __init__(self, file: InputFile, form: _Form, types: dict[str, CellType]) -> None:
         self.problems = Problems()
@@ -287,7 +287,7 @@ class _Look:
         self._typed: list[tuple[int, str, CellType]] = []
 
     def run(self, errors: str) -> tuple[list[str], int]:
-        """Header and rows; all that is wrong is added to the problems.
+        """Read header and rows; errors are added to the problems.
 
         Raises:
             UnicodeDecodeError: the text is in another encoding, and errors are strict.
@@ -317,7 +317,9 @@ class _Look:
         self.problems.add(f"{self._file}, line {line}: {problem}.", hint)
 
     def _failed(self, line: int, told: str) -> bool:
-        """Tell what the reader says of the row that begins in a line; whether that was the end."""
+        """Report the reader's error for the row that begins in a line; returns whether reading ends
+        there.
+        """
         if "unexpected end" in told:
             self._add(line, "a quotation mark that is opened in this row is never closed")
         elif "field larger" in told:
@@ -329,7 +331,7 @@ class _Look:
         return "unexpected end" in told
 
     def _begin(self, names: list[str], line: int) -> bool:
-        """Judge the columns' names; whether the rows below are to be judged by them."""
+        """Check the columns' names; returns whether the rows below can be checked against them."""
         self._header = names
         self._typed = [(at, n, self._types[n]) for at, n in enumerate(names) if n in self._types]
         if any("\0" in name for name in names):

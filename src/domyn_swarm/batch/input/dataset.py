@@ -1,4 +1,4 @@
-"""Rows that are read as they are needed: the protocol, and tables, Arrow and Parquet files."""
+"""Rows that are read as needed: the protocol, and tables, Arrow and Parquet files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from domyn_swarm.errors import InvalidInput
 
 BATCH_ROWS = 2048
 LOT_BYTES = 4 << 20
-"""How much of an input is looked at at once, unless one row is larger."""
+"""Bytes of an input that are processed at once, unless one row is larger."""
 
 
 def rows_of_a_lot(rows: int, size: int) -> int:
-    """How many of these rows, which have `size` bytes, make a lot."""
+    """The number of rows in a lot, of rows that have `size` bytes in all."""
     return max(1, min(BATCH_ROWS, rows * LOT_BYTES // max(1, size)))
 
 
@@ -43,7 +43,7 @@ def lots(
 
 
 def no_columns(rows: int) -> pa.RecordBatch:
-    """A batch of so many rows of which nothing is asked."""
+    """A batch of this number of rows without columns."""
     return pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
 
 
@@ -82,7 +82,7 @@ class TableDataset(Dataset):
     """A table; its columns are not copied."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Take the rows as they are.
+        """Use the rows as they are.
 
         Raises:
             InvalidInput: two columns have one name.
@@ -103,7 +103,7 @@ class TableDataset(Dataset):
 
     @classmethod
     def without_rows(cls, columns: Iterable[str]) -> TableDataset:
-        """No rows, whose columns have no type."""
+        """No rows, with columns without a type."""
         return cls(pa.schema((name, pa.null()) for name in columns).empty_table())
 
     @override
@@ -126,10 +126,10 @@ class ArrowDataset(Dataset):
     """Arrow files, read batch by batch."""
 
     def __init__(self, files: Sequence[InputFile], facts: InputFacts | None = None) -> None:
-        """Look at every file that is not known.
+        """Read the footers of files without recorded facts.
 
         Raises:
-            InvalidInput: one cannot be read, or has other columns; it is named.
+            InvalidInput: a file cannot be read, or has other columns; it is named.
         """
         self._files = files
         looks = (facts or InputFacts()).looks(files, _arrow_footer, side_by_side=len(files) > 1)
@@ -207,7 +207,7 @@ class ParquetDataset(Dataset):
     """One Parquet file, or several with the same columns (see `common_schema`), in their order."""
 
     def __init__(self, files: Sequence[InputFile], facts: InputFacts | None = None) -> None:
-        """Look at the footers that are not known, many side by side.
+        """Read the footers of files without recorded facts, many in parallel.
 
         Raises:
             InvalidInput: a file cannot be read, or has other columns.
@@ -271,7 +271,7 @@ def _read(file: InputFile, columns: list[str], start: int, end: int) -> Iterator
 
 @contextlib.contextmanager
 def _opened_parquet(file: InputFile) -> Iterator[pq.ParquetFile]:
-    """A file whose pages may turn out to be damaged as they are read, long after its footer was."""
+    """A file whose pages may turn out to be damaged when they are read, long after its footer."""
     try:
         source = file.open() if file.system else file.path
         # pre_buffer would hold the whole file's column chunks in memory.

@@ -1,5 +1,5 @@
-"""What is known of each input file before its rows are read: checksum, footer, columns; and whether
-files are parts of one table.
+"""Facts of input files that are established before rows are read: checksum, footer, columns; and
+whether the files form one table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
 
 def check_names(schema: pa.Schema, file: object) -> None:
-    """Refuse columns that cannot be told apart.
+    """Refuse columns that cannot be distinguished.
 
     Raises:
         InvalidInput: two have one name.
@@ -93,11 +93,11 @@ def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def check_text(batch: pa.RecordBatch, file: object, first: int) -> None:
-    """Refuse text that is no UTF-8: Arrow and Parquet hold whatever was written.
+    """Refuse text that is not UTF-8: Arrow and Parquet do not check it.
 
     Args:
         batch: rows of the file.
-        file: names it.
+        file: named in the error.
         first: the position of the batch's first row in the file.
 
     Raises:
@@ -110,7 +110,7 @@ def check_text(batch: pa.RecordBatch, file: object, first: int) -> None:
             column.validate(full=True)
         except pa.ArrowException as error:
             row = next((at for at in range(len(column)) if not _is_valid(column, at)), None)
-            if row is None:  # what it is about lies in the file's other rows
+            if row is None:  # the affected value is in another row of the file
                 continue
             raise InvalidInput(
                 f"{file}, row {first + row}: the column {name!r} ({column.type}) holds what is no "
@@ -141,7 +141,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """A type that holds the values of both as they are; None: there is none."""
+    """A type that holds the values of both unchanged; None: there is none."""
     if one.equals(other) or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
@@ -196,22 +196,22 @@ def _is_list(kind: pa.DataType) -> bool:
 
 _log = get_logger(__name__)
 
-_AT_ONCE = 32  # most of a look is waiting for a disk, or for a store
+_AT_ONCE = 32  # most of the time is spent waiting for a disk or a store
 _TELL_S = 5.0
 _CHUNK_BYTES = 1 << 20
 
 
 class Look(NamedTuple):
-    """One file."""
+    """The facts of one file."""
 
-    schema: pa.Schema  # of text: the names, and what its cells are; empty where there is nothing
+    schema: pa.Schema  # for text: the names, and the types of its cells; empty without rows
     rows: int
 
 
 class _Kept(msgspec.Struct, array_like=True):
     path: str
     version: str
-    schema: int  # which of them
+    schema: int  # its index
     rows: int
 
 
@@ -222,7 +222,7 @@ class _Document(msgspec.Struct):
 
 
 class InputFacts:
-    """The looks at a job's files, those of an earlier program among them."""
+    """The facts of a job's files, including those of an earlier program."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, Look]] = {}
@@ -230,7 +230,7 @@ class InputFacts:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """What was kept in a file; nothing where it cannot be read."""
+        """Load facts from a file; nothing if it cannot be read."""
         facts = cls()
         try:
             document = msgspec.msgpack.decode(path.read_bytes(), type=_Document)
@@ -245,7 +245,7 @@ class InputFacts:
         return facts
 
     def save(self, path: Path) -> None:
-        """Keep them in a file.
+        """Write them to a file.
 
         Raises:
             OSError: it cannot be written.
@@ -261,7 +261,7 @@ class InputFacts:
         )
 
     def digest(self, file: InputFile) -> str:
-        """The SHA-256 of what a file holds.
+        """The SHA-256 of a file's content.
 
         Raises:
             OSError: it cannot be read.
@@ -284,10 +284,10 @@ class InputFacts:
         *,
         side_by_side: bool = False,
     ) -> list[Look]:
-        """A look at each file, in their order; what takes long is told in the log.
+        """The facts of each file, in their order; slow examinations are logged.
 
         Raises:
-            Exception: what a look raises, of the first file that it does for.
+            Exception: that of the first file whose examination failed.
         """
 
         def one(file: InputFile) -> Look:
@@ -315,11 +315,11 @@ class InputFacts:
 
 
 def _version(file: InputFile) -> str:
-    """What changes when the file does; nothing where that cannot be known."""
+    """A value that changes when the file does; empty if there is none."""
     try:
         if file.system is not None:
             named = "" if "http" in file.system.protocol else file.system.ukey(file.path)
-            return str(named)  # fsspec takes what HTTP serves for what never changes
+            return str(named)  # fsspec treats files over HTTP as immutable
         found = os.stat(file.path)  # noqa: PTH116 - ten thousand times
     except Exception:  # noqa: BLE001 - file systems raise errors of libraries of their own
         return ""

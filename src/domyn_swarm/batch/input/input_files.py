@@ -32,8 +32,8 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
 
     Raises:
         InvalidInput: there is no such protocol, a package that it needs is missing (it is named),
-            or the file system could not be reached or refused something within the context. What
-            else goes wrong there is no matter of addresses and credentials, and passes.
+            or the file system could not be reached or refused something within the context. Other
+            exceptions have nothing to do with addresses and credentials, and pass.
     """
     system, path = _file_system(url)
     try:
@@ -53,15 +53,15 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise InvalidInput(f"{url}: {error}", hint=_installing(url.partition("://")[0])) from error
     except ValueError as error:
         raise InvalidInput(f"{url}: {error}.") from error
-    except Exception as error:  # no line of ours runs in there
+    except Exception as error:  # only the file system's code runs there
         raise _unreachable(url, error) from error
     return system, str(path)
 
 
 def _of_file_system(error: Exception) -> bool:
-    """Whether a file system says what became of a request: as the error of an operating system, or
-    as one of the library's own (of `botocore`, `aiohttp`, `google.auth`, …), which are many.
-    Python's own others, such as a TypeError, are bugs, whoever's.
+    """Whether an exception is a file system's report on a request: an error of the operating
+    system, or an error of its library (`botocore`, `aiohttp`, `google.auth`, …), of which there are
+    many. Python's own other exceptions, such as TypeError, are bugs.
     """
     package = type(error).__module__.partition(".")[0]
     foreign = package not in _OURS and package not in sys.stdlib_module_names
@@ -96,7 +96,7 @@ _KINDS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-_JSON = ".json"  # lines of JSON where a file is named; in a folder it is a manifest, a config, …
+_JSON = ".json"  # JSON Lines if the file is named; within a folder a manifest, a config, …
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _TEXTS = ("csv", "tsv", "jsonl", "txt")
 _CACHE = re.compile(r"cache-[0-9a-f]{8,}\w*\.arrow")
@@ -108,7 +108,7 @@ _KNOWN = "Parquet, CSV, TSV, JSON Lines or Arrow"
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file, on this machine or on a file system that fsspec knows."""
+    """One file, on this machine or on a file system of fsspec."""
 
     path: str
     system: Any = None  # an fsspec file system; None: this machine's
@@ -121,23 +121,23 @@ class InputFile:
 
     @property
     def packing(self) -> str | None:
-        """How it is compressed, by its name."""
+        """Its compression, by its name."""
         return _PACKED.get(PurePosixPath(self.path).suffix.lower())
 
     @property
     def suffix(self) -> str:
-        """That of what it holds: of `in.CSV.gz` it is `.csv`."""
+        """The suffix of its content: `.csv` for `in.CSV.gz`."""
         name = PurePosixPath(self.path)
         return (name.with_suffix("") if self.packing else name).suffix.lower()
 
     @property
     def kind(self) -> str:
-        """What it holds, by its name: a kind of rows, `txt`, or nothing that is known."""
+        """The kind of its content, by its name: a kind of rows, `txt`, or empty if unknown."""
         kind = {".txt": "txt", _JSON: "jsonl"}.get(self.suffix) or _KINDS.get(self.suffix, "")
         return "" if self.packing and kind not in _TEXTS else kind
 
     def open(self) -> BinaryIO | pa.NativeFile:
-        """The bytes as they lie there.
+        """The stored bytes.
 
         Raises:
             OSError: it cannot be opened.
@@ -148,10 +148,10 @@ class InputFile:
         return opened
 
     def size(self) -> int:
-        """How many bytes lie there.
+        """The number of stored bytes.
 
         Raises:
-            OSError: it cannot be asked.
+            OSError: the file system does not report it.
         """
         if self.system is None:
             return Path(self.path).stat().st_size
@@ -167,7 +167,7 @@ class InputFile:
         with contextlib.closing(self.open()) as file:
             if self.packing is None:
                 yield file
-            elif self.packing == "gzip":  # Python's: archives may have zeros behind them
+            elif self.packing == "gzip":  # Python's: archives may end with zeros
                 with gzip.GzipFile(fileobj=file) as content:
                     yield cast("BinaryIO", content)
             else:
@@ -176,14 +176,14 @@ class InputFile:
 
 
 def files_of(source: str, *, recursive: bool = False) -> list[InputFile]:
-    """The files in their order: of a range as it says, else by name.
+    """The files in their order: that of the range, else by name.
 
-    A folder's files are those in it, with `recursive` those in its sub-folders too; what is left
-    out of it is told in the log.
+    A folder's files are those in it, with `recursive` those in its sub-folders too; skipped files
+    are logged.
 
     Raises:
-        InvalidInput: there are none, a file of a range is missing, a link leads nowhere, or they
-            are of several kinds.
+        InvalidInput: there are none, a file of a range is missing, a link is broken, or they are of
+            several kinds.
     """
     exact = _found(source, recursive)
     files = exact if exact or "{" not in source else _ranged(source, recursive)
@@ -204,8 +204,8 @@ def files_of(source: str, *, recursive: bool = False) -> list[InputFile]:
 
 
 def is_read_of(source: str, path: str, *, recursive: bool = False) -> bool:
-    """Whether a file at `path`, which need not be there yet, is one of those that a folder or a
-    glob names: see `files_of`.
+    """Whether a file at `path`, which need not exist yet, belongs to a folder or glob: see
+    `files_of`.
     """
     if "://" not in source and "://" not in path:
         source, path = _followed(source), _followed(path)
@@ -222,7 +222,7 @@ def is_read_of(source: str, path: str, *, recursive: bool = False) -> bool:
 
 
 def _followed(path: str) -> str:
-    """A path without the links of its folders; of a file it may be one itself."""
+    """A path with the links of its folders resolved; a file may itself be a link."""
     if os.path.isdir(path):  # noqa: PTH112 - globs are among them
         return os.path.realpath(path)
     folder, name = os.path.split(path.rstrip("/"))
@@ -247,7 +247,7 @@ def _ranged(source: str, recursive: bool) -> list[InputFile]:
 
 
 def _expanded(source: str) -> list[str]:
-    """Every name that a pattern with `{0001..0100}`, `{1-9}` or `{a,b}` stands for, in order."""
+    """Every name of a pattern with `{0001..0100}`, `{1-9}` or `{a,b}`, in order."""
     names = list(islice(_names(source), _MOST_FILES + 1))
     if len(names) > _MOST_FILES:
         raise InvalidInput(f"{source} names more than {_MOST_FILES:,} files.")
@@ -277,7 +277,7 @@ def _choices(inside: str) -> Iterator[str]:
 
 
 def _found(source: str, recursive: bool) -> list[InputFile]:
-    """What one path, folder or glob stands for; nothing where there is nothing."""
+    """The files of one path, folder or glob; empty if there are none."""
     if "://" in source:
         return _found_elsewhere(source, recursive)
     path = Path(source)
@@ -328,9 +328,10 @@ def _protocol_of(path: str, protocol: str) -> str:
 
 
 class _Folder:
-    """What is in a folder: its rows, and what is left out, which is told.
+    """The content of a folder: its rows, and skipped files, which are logged.
 
-    Names that begin with `_` or `.` do not count: manifests, and what others leave beside rows.
+    Names that begin with `_` or `.` are ignored: manifests, and files that other programs leave
+    beside rows.
     """
 
     def __init__(self, source: str, recursive: bool) -> None:
@@ -342,10 +343,10 @@ class _Folder:
         self._caches: list[str] = []
 
     def add(self, file: InputFile, inside: str, *, broken: bool = False) -> None:
-        """One file, by its path in the folder.
+        """Add a file, by its path in the folder.
 
         Raises:
-            InvalidInput: it is a link that leads nowhere.
+            InvalidInput: it is a broken link.
         """
         if any(part.startswith(("_", ".")) for part in inside.split("/")):
             return
@@ -361,16 +362,16 @@ class _Folder:
             self._files.append(file)
 
     def add_other(self, inside: str) -> None:
-        """A pipe, a socket, a device."""
+        """Add a pipe, a socket or a device."""
         self._others.append(inside)
 
     def add_folder(self, inside: str) -> None:
-        """One sub-folder."""
+        """Add a sub-folder."""
         if not self._recursive and not inside.startswith(("_", ".")):
             self._folders.append(inside)
 
     def chosen(self) -> list[InputFile]:
-        """The files in their order; the rest is told in one line."""
+        """The files in their order; logs one line about the rest."""
         told = [
             _named(self._folders, "sub-folders, which --recursive reads"),
             _named(self._others, "files of other kinds"),

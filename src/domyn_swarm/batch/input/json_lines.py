@@ -1,7 +1,8 @@
 """JSON Lines: each row is its own JSON object.
 
-Opening reads everything once: rows are counted, the columns' names found, and every bad line told
-before the first request. A column holds the JSON of each row's own value (see `column_values`).
+Opening reads everything once: rows are counted, the columns' names collected, and every invalid
+line is reported before the first request. A column holds the JSON of each row's own value (see
+`column_values`).
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ from domyn_swarm.errors import InvalidInput
 _T = TypeVar("_T")
 
 CheckLine = Callable[[bytes], None]
-"""What else the lines of a job have to be; raises `NotAsAgreed`. Its docstring says it to users."""
+"""Further requirements of a job on its lines; raises `NotAsAgreed`. Users read its docstring."""
 
 
 _CHUNK_BYTES = 1 << 20
 _LINE_BYTES = 1 << 30
-_DEPTH = 200  # what is nested deeper, many programs do not read
+_DEPTH = 200  # many programs do not read deeper nesting
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class NotAsAgreed(ValueError):
-    """A line is an object, but not one that a job takes; says what it is."""
+    """A line is an object, but does not meet the job's requirements; the message says how."""
 
 
 def open_json_lines(
@@ -55,17 +56,18 @@ def open_json_lines(
     columns: Sequence[str] = (),
     facts: InputFacts | None = None,
 ) -> TextDataset:
-    """Files with one JSON object on each line. A row that lacks a key of others has null there.
+    """Files with one JSON object on each line. A row without a key that other rows have is null
+    there.
 
     Args:
         files: in the order of their rows.
         encoding: of their text.
-        check: what else each line has to be.
-        columns: those that count; none: all.
-        facts: what is known of the files.
+        check: further requirements on each line.
+        columns: those to read; none: all.
+        facts: recorded facts of the files.
 
     Raises:
-        InvalidInput: lines are no JSON objects, or not what `check` takes; each is named.
+        InvalidInput: lines are not JSON objects, or fail `check`; each is named.
     """
     problems = Problems()
     looks = (facts or InputFacts()).looks(
@@ -93,7 +95,7 @@ def _look(
     check: CheckLine | None,
     problems: Problems,
 ) -> Look:
-    """All keys of a file's objects, and how many there are; problems are added to the others."""
+    """All keys of a file's objects, and the number of objects; errors are added to the problems."""
     names: dict[str, None] = {}
     rows = 0
     for number, line in _numbered(file, encoding):
@@ -116,7 +118,7 @@ def _look(
             if check is not None:
                 check(line)
         except (ValueError, RecursionError) as error:
-            if not problems.counted():  # to find good words takes its time
+            if not problems.counted():  # a detailed message takes time
                 problems.add(f"{file}, line {number}, {_reason(line, error)}.", _hint(error, check))
         else:
             names.update(dict.fromkeys(row))
@@ -124,8 +126,8 @@ def _look(
 
 
 def _not_lines(first: bytes) -> tuple[str, str] | None:
-    """Of a file that is JSON and not JSON Lines, by its first line: what it is, and what `jq` is to
-    be asked; None: it may be JSON Lines.
+    """For a file that is JSON and not JSON Lines, by its first line: its form, and the `jq` filter
+    that converts it; None: it may be JSON Lines.
     """
     if first.lstrip().startswith(b"["):
         return "holds a JSON array", ".[]"
@@ -178,7 +180,7 @@ def _batch(
 
 
 def numbered_lines(file: InputFile, encoding: str = "utf-8") -> Iterator[tuple[int, list[bytes]]]:
-    """Lines without their ends, in lots, each lot with the number of its first, from 1.
+    """Lines without their ends, in lots, each with the number of its first line, from 1.
 
     Raises:
         InvalidInput: the file cannot be read, or a line has more than a gibibyte.
@@ -224,7 +226,7 @@ def _check_length(file: InputFile, number: int, parts: Sequence[bytes]) -> None:
         )
 
 
-# -- what is wrong with a line -------------------------------------------------------------------
+# -- errors in a line ----------------------------------------------------------------------------
 
 
 def _reason(line: bytes, error: Exception) -> str:
@@ -240,7 +242,7 @@ def _reason(line: bytes, error: Exception) -> str:
 
 
 def _mistake(line: bytes, error: Exception) -> str:
-    """What is wrong with it, where there are better words than the decoder's."""
+    """A message that is clearer than the decoder's, if there is one."""
     constants: list[str] = []
     try:
         json.loads(line, parse_constant=constants.append)

@@ -1,5 +1,5 @@
-"""Numbers by the hundred million: few stay in memory, many lie in unnamed files; and a table
-that holds a number for each of many keys.
+"""Hundreds of millions of numbers: up to a limit in memory, beyond it in unnamed files; and a table
+that maps many keys to numbers.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 
 from domyn_swarm.errors import JobError
 
-IN_MEMORY_BYTES = 64 << 20  # of one collection; what has more goes to a file
+IN_MEMORY_BYTES = 64 << 20  # of one collection; a larger one is kept in a file
 _MOST_PARTS = 1 << 16
-_WRITTEN_ROWS = 1 << 16  # gathered at once
+_WRITTEN_ROWS = 1 << 16  # written at once
 
 Numbers = NDArray[np.uint64]  # shape (rows, width)
 
 
 class UnnamedFile:
-    """A file that only this process has; it goes with the object."""
+    """A file that only this process has; it is removed with the object."""
 
     def __init__(self, folder: Path | None) -> None:
-        """`folder`: where it lies if that can be written.
+        """`folder`: preferred place, if it is writable.
 
         Raises:
-            JobError: nor can the temporary folder.
+            JobError: the temporary folder is not writable either.
         """
         try:
             file = _temporary(folder)
@@ -46,7 +46,7 @@ class UnnamedFile:
         """Write bytes at the end.
 
         Raises:
-            JobError: the disk does not take them.
+            JobError: the disk refuses them.
         """
         left = memoryview(data).cast("B")
         try:
@@ -57,10 +57,10 @@ class UnnamedFile:
             raise _no_room(error) from error
 
     def read_into(self, target: memoryview, at: int) -> None:
-        """Fill `target` with what stands at an offset.
+        """Fill `target` from an offset.
 
         Raises:
-            JobError: the disk does not give it back.
+            JobError: the disk cannot read them back.
         """
         try:
             while target:
@@ -75,7 +75,7 @@ class UnnamedFile:
         """Short pieces, joined.
 
         Raises:
-            JobError: the disk does not give them back.
+            JobError: the disk cannot read them back.
         """
         try:
             found = b"".join(map(os.pread, repeat(self.descriptor), sizes, offsets))
@@ -111,7 +111,7 @@ class NumberFile:
         self.file = UnnamedFile(folder)
 
     def append(self, rows: Numbers) -> None:
-        """Write rows behind those that are there. Raises as `UnnamedFile.append`."""
+        """Write rows at the end. Raises as `UnnamedFile.append`."""
         if len(rows):
             self.file.append(np.ascontiguousarray(rows).data)
             self.rows += len(rows)
@@ -125,7 +125,7 @@ class NumberFile:
 
 
 class NumberList:
-    """Rows of numbers that are appended, and read again by their positions."""
+    """Rows of numbers that are appended, and read back by their positions."""
 
     def __init__(self, folder: Path | None, width: int) -> None:
         self._folder = folder
@@ -141,7 +141,7 @@ class NumberList:
         return 0 if self._file is None else self._file.rows
 
     def append(self, rows: Numbers) -> None:
-        """Take rows in, at the end. Raises as `NumberFile.append`."""
+        """Append rows. Raises as `NumberFile.append`."""
         if self._buffered + len(rows) > len(self._buffer):
             if self._file is None:
                 self._file = NumberFile(self._folder, self._buffer.shape[1])
@@ -162,10 +162,10 @@ class NumberList:
 
 
 class Parts:
-    """Rows of numbers, each of which belongs to a part; read again part by part."""
+    """Rows of numbers, each belonging to a part; read back part by part."""
 
     def __init__(self, folder: Path | None, width: int, rows: int) -> None:
-        """For at most so many rows: `count` parts, of about 32 MB each if they are even."""
+        """For at most this number of rows: `count` parts, of about 32 MB each if they are even."""
         size = rows * width * 8
         many = 1 << (2 * size // IN_MEMORY_BYTES).bit_length()
         self.count = 1 if size <= IN_MEMORY_BYTES else min(_MOST_PARTS, many)
@@ -184,7 +184,7 @@ class Parts:
         return (keys >> np.uint64(64 - self.count.bit_length() + 1)).astype(np.uint16)
 
     def add(self, parts: NDArray[np.uint16], rows: Numbers) -> None:
-        """Take rows in, each of the part that stands for it. Raises as `NumberFile.append`."""
+        """Add rows to the parts with these numbers. Raises as `NumberFile.append`."""
         self.rows += len(rows)
         while len(rows):
             room = len(self._buffer) - self._buffered
@@ -212,10 +212,10 @@ class Parts:
         return np.argsort(parts, kind="stable"), bounds
 
     def __iter__(self) -> Iterator[Numbers]:
-        """The rows of each part, in the order in which they came; part after part, once.
+        """The rows of each part, in the order in which they were added; part after part, once.
 
         Raises:
-            JobError: the disk does not give them back.
+            JobError: the disk cannot read them back.
         """
         if self._file is None:
             if self.count == 1:
@@ -226,31 +226,32 @@ class Parts:
                 yield self._buffer[order[bounds[part] : bounds[part + 1]]]
             return
         self._spill()
-        self._buffer = np.empty((0, self._buffer.shape[1]), np.uint64)  # memory for what comes now
+        self._buffer = np.empty((0, self._buffer.shape[1]), np.uint64)  # frees its memory
         for part in range(self.count):
             runs = [self._file.read(int(run[part]), int(run[part + 1])) for run in self._bounds]
             yield np.concatenate(runs)
 
 
-_ROWS_OF_A_BUCKET = 16  # about; a lookup halves a bucket until it has found its key
+_ROWS_OF_A_BUCKET = 16  # approximately; a lookup bisects a bucket
 _Keys = NDArray[np.uint64]
 
 
 class KeyTable:
-    """Keys of 64 bits, evenly spread as hashes are, with 64 bits each; of equal keys the greatest.
+    """Maps 64-bit keys, evenly spread as hashes are, to 64-bit numbers; of equal keys the greatest
+    counts.
 
     Memory: 16 bytes a key up to 64 MB; beyond that the table is a file, read a bucket at a time,
-    and half a byte a key says where buckets begin. (Mapped, a page that is looked at brings many
-    neighbours into memory.)
+    and half a byte a key locates the buckets. (A memory-mapped file would load many neighbours with
+    each page.)
     """
 
     def __init__(
         self, pairs: Iterable[tuple[_Keys, _Keys]], expected: int, folder: Path | None
     ) -> None:
-        """Of keys and numbers, not more than expected; `folder`: where a file may lie.
+        """From keys and numbers, at most as many as expected; `folder`: preferred place of a file.
 
         Raises:
-            JobError: no disk takes the file.
+            JobError: no disk has room for the file.
         """
         parts = Parts(folder, 2, expected)
         for keys, numbers in pairs:
@@ -292,12 +293,12 @@ class KeyTable:
         return int(self._starts[-1])
 
     def find(self, keys: _Keys) -> tuple[_Keys, NDArray[np.bool_]]:
-        """The numbers of keys, and which of the keys are there at all.
+        """The numbers of keys, and which of the keys exist.
 
         Raises:
-            JobError: the disk does not give them back.
+            JobError: the disk cannot read them back.
         """
-        # In ascending order, so that what lies together is looked at together.
+        # In ascending order, so that neighbours are read together.
         order = np.argsort(keys)
         wanted = keys[order]
         pairs, low, high = self._candidates(self._bucket(wanted))
@@ -317,7 +318,7 @@ class KeyTable:
     def _candidates(
         self, buckets: NDArray[np.int64]
     ) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:
-        """Pairs, and where those of each bucket begin and end among them."""
+        """Pairs, and where the pairs of each bucket begin and end among them."""
         if self._file is None:
             low, high = self._starts[buckets], self._starts[buckets + 1]
             return self._pairs, low.astype(np.int64), high.astype(np.int64)
@@ -330,7 +331,7 @@ class KeyTable:
 
 
 def _ordered(pairs: Numbers) -> Numbers:
-    """By key; of pairs with the same one that with the greatest number."""
+    """By key; of pairs with the same key the one with the greatest number."""
     keys = pairs[:, 0]
     order = np.argsort(keys)
     ordered = keys[order]

@@ -1,4 +1,4 @@
-"""From what a user calls the input to its rows."""
+"""Opens the input that a user names."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LineFiles:
-    """What the lines of a job's `.jsonl` files are besides objects, and how it writes them."""
+    """A job's requirements on the lines of `.jsonl` files, and the form in which it writes them."""
 
-    columns: Sequence[str]  # the keys that count
+    columns: Sequence[str]  # the keys to read
     check: CheckLine
     form: TextForm
 
@@ -36,13 +36,13 @@ def open_dataset(
     """Open an input: a file or URL, a folder, a glob, or a brace range.
 
     Args:
-        source: what a user calls it.
-        lines: what a job says of JSON Lines.
-        reading: what the user says of the files.
-        facts: what is known of them, and will be.
+        source: as the user names it.
+        lines: the job's form of JSON Lines.
+        reading: the user's options for the files.
+        facts: recorded facts of the files; new ones are added.
 
     Raises:
-        InvalidInput: nothing is there, or it cannot be read.
+        InvalidInput: it does not exist, or cannot be read.
     """
     reading = reading or InputReading()
     return dataset_of(files_of(source, recursive=reading.recursive), lines, reading, facts)
@@ -57,7 +57,7 @@ def dataset_of(
     """Open files of one kind; see `open_dataset`.
 
     Raises:
-        InvalidInput: one of them cannot be read, or the reading is of no use for its kind.
+        InvalidInput: a file cannot be read, or the reading does not apply to its kind.
     """
     reading, kind = reading or InputReading(), files[0].kind
     _check_use(reading, kind)

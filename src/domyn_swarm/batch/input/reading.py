@@ -1,5 +1,5 @@
-"""How an input's files are read: what they do not say themselves, and what is wrong with them, all
-of it at once.
+"""Options for reading an input's files, which the files do not contain; and the list of all errors
+in them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from domyn_swarm.record import After, Record, about, field
 CellType = Literal["text", "int", "float", "bool", "json"]
 
 
-# Codecs of text in names, in Python's source and of nothing; files are in none of them.
+# Codecs of text in names, in Python's source and of nothing; files have none of them.
 _NO_FILES = frozenset(
     ("idna", "punycode", "raw-unicode-escape", "unicode-escape", "undefined"),
 )
@@ -40,7 +40,7 @@ def _one_character(delimiter: str | None) -> str | None:
 
 
 class InputReading(Record):
-    """What a user says of the input. Nothing of it is guessed from the files."""
+    """The user's options for the input. None of them is guessed from the files."""
 
     encoding: Annotated[
         str, After(_known), about("Of text files: cp1252, utf-16, …", metavar="NAME")
@@ -61,7 +61,7 @@ class InputReading(Record):
 
 
 def reading_of(given: Mapping[str, Any]) -> InputReading:
-    """A reading from what a user wrote.
+    """A reading from the user's options.
 
     Raises:
         ConfigError: there is no such encoding, delimiter or type.
@@ -83,7 +83,7 @@ _SHOWN = 20
 
 
 class Problems:
-    """Problems of one input, the first of them in words."""
+    """The problems of one input, the first of them with messages."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
@@ -91,7 +91,7 @@ class Problems:
         self._count = 0
 
     def add(self, problem: str, hint: str) -> None:
-        """One more: what and where, and what to do about it."""
+        """Add a problem: what and where, and what to do about it."""
         if self.counted():
             return
         self._count += 1
@@ -99,20 +99,20 @@ class Problems:
         self._hints[hint] = None
 
     def counted(self) -> bool:
-        """Count one more without words, where enough are known; whether it was."""
+        """Count a problem without a message, if enough have one; returns whether it did."""
         full = len(self._found) >= _SHOWN
         self._count += full
         return full
 
     def take(self, other: Problems) -> None:
-        """All problems of another, behind these."""
+        """Append the problems of another list."""
         room = max(0, _SHOWN - len(self._found))
         self._found += other._found[:room]
         self._hints |= other._hints
         self._count += other._count
 
     def check(self) -> None:
-        """Refuse the input if there was any.
+        """Refuse the input if there was any problem.
 
         Raises:
             InvalidInput: names them, the first 20.

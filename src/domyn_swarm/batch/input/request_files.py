@@ -33,7 +33,7 @@ _decode_request = msgspec.json.Decoder(_Request).decode
 
 
 def _check_request(line: bytes) -> None:
-    """Every line is such as {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
+    """Every line is like {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
     "body": {"messages": [...]}}.
     """
     try:
@@ -87,7 +87,7 @@ class ReplyLines:
 
 
 REQUESTS = LineFiles((ID_COLUMN, URL_COLUMN, BODY_COLUMN), _check_request, ReplyLines())
-"""What the lines of such files are, and how their answers are written."""
+"""The form of such files' lines, and of the replies to them."""
 
 
 def _canonical(value: Any) -> str | None:  # noqa: ANN401 - JSON
@@ -120,7 +120,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(line: dict[str, Any]) -> dict[str, Any]:
-    """The columns that a line was made of, an error as whatever tells of it."""
+    """The columns from which a line was made; an error is an object."""
     reply = line.get("response") or {}
     refused = reply if reply.get("status_code", 200) >= 400 else None
     error = line.get("error") or refused

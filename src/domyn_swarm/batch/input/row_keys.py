@@ -1,5 +1,5 @@
-"""What "the same row" means: 16 bytes for each row, by which its result is found again; and the
-ids that rows have.
+"""What "the same row" means: 16 bytes for each row, by which its result is found again; and the ids
+of rows.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ _MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses nothin
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - for an encoder
-    """What stands for a value that MessagePack does not know: a number is itself, however written,
-    lest it differ from the same number of another file.
+    """The representation of a value that MessagePack does not know: a number as itself, however it
+    is written, so that it equals the same number in another file.
     """
     return float(value) if isinstance(value, WrittenFloat) else str(value)
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
-_LARGE = b"\xc1"  # begins no MessagePack
+_LARGE = b"\xc1"  # not a MessagePack prefix
 
 
 @dataclass(frozen=True)
 class RowKeys:
-    """What a row is: which columns a job reads, which one names the row, what is compared."""
+    """What identifies a row: the columns that a job reads, the id column, and which inputs are
+    compared.
+    """
 
     input_columns: Sequence[str]
     id_column: str | None
     fingerprint: Fingerprint = "full"
-    as_request: bool = False  # what the job is given; see `python_values`
+    as_request: bool = False  # the form that the job receives; see `python_values`
 
     @property
     def columns(self) -> list[str]:
@@ -56,11 +58,11 @@ class RowKeys:
 
     @property
     def position_digest(self) -> tuple[int, int]:
-        """The digest of every row that is known by its position alone."""
+        """The digest of every row that is identified by its position alone."""
         return int(_BY_POSITION), 0
 
     def items(self, batch: pa.RecordBatch) -> list[Any]:
-        """What a job is given for each row: the one column's value, or a dict of several."""
+        """What a job receives for each row: the one column's value, or a dict of several."""
         columns = [
             python_values(batch.column(name), as_request=self.as_request)
             for name in self.input_columns
@@ -73,7 +75,9 @@ class RowKeys:
     def digests(
         self, batch: pa.RecordBatch, start: int, items: Sequence[Any] | None = None
     ) -> Digests:
-        """The digests of the rows `start, start + 1, …`; `items` where the caller has them."""
+        """The digests of the rows `start, start + 1, …`, with shape (rows, 2); `items` if the
+        caller has them.
+        """
         digests = np.zeros((batch.num_rows, 2), np.uint64)
         if self.id_column is None:
             digests[:, 0] = _BY_POSITION
@@ -103,7 +107,7 @@ def _hash(value: Any) -> bytes:  # noqa: ANN401 - JSON
 
 
 def encoded_value(value: Any) -> bytes:  # noqa: ANN401 - JSON
-    """What stands for a value in its hash: the same bytes for the same value, and for no other."""
+    """The representation of a value in its hash: the same bytes for equal values only."""
     try:
         return _encoder.encode(value)
     except OverflowError:
@@ -111,7 +115,7 @@ def encoded_value(value: Any) -> bytes:  # noqa: ANN401 - JSON
 
 
 def agree(stored: Digests, asked: Digests) -> NDArray[np.bool_]:
-    """Row by row: whether a kept result is that of the row asked for. Zeros are nobody's."""
+    """Row by row: whether a kept result belongs to the given row. Zeros belong to none."""
     inputs, wanted = stored[..., 1], asked[..., 1]
     same = (inputs == wanted) | (inputs == 0) | (wanted == 0)
     agreed: NDArray[np.bool_] = same & (stored[..., 0] == asked[..., 0]) & (asked[..., 0] != 0)
@@ -119,7 +123,7 @@ def agree(stored: Digests, asked: Digests) -> NDArray[np.bool_]:
 
 
 def search_keys(digests: Digests, fingerprint: Fingerprint) -> NDArray[np.uint64]:
-    """One number for each row that is equal where this fingerprint calls rows the same."""
+    """One number for each row that is equal if the fingerprint considers rows equal."""
     ids, inputs = digests[:, 0], digests[:, 1]
     if fingerprint == "off":
         return ids
@@ -131,14 +135,14 @@ def search_keys(digests: Digests, fingerprint: Fingerprint) -> NDArray[np.uint64
 
 _SPREADER = np.uint64(0x9E3779B97F4A7C15)  # odd; Python's hash of a small number is that number
 _UNSIGNED = (1 << 64) - 1
-_SUSPECTS_AT_ONCE = 100_000  # of the ids that may be there twice
+_SUSPECTS_AT_ONCE = 100_000  # of the ids that may be duplicates
 
 
 def check_ids(dataset: Dataset, column: str, *, limit: int | None) -> None:
     """Refuse null and duplicate ids; memory: 8 bytes a row, and beyond 64 MB a temporary file.
 
     Raises:
-        InvalidInput: names the row or the id, or the column's type if nothing of it can be one.
+        InvalidInput: names the row or the id, or the column's type if it cannot hold ids.
         JobError: there is no room for the file.
     """
     _check_type(dataset.schema.field(column))
@@ -193,7 +197,7 @@ def _check_present(values: pa.Array, column: str, start: int) -> None:
 def _refuse_duplicates(
     dataset: Dataset, column: str, suspects: set[int], limit: int | None
 ) -> None:
-    """Tell ids that are equal from ids whose hashes merely are."""
+    """Distinguish equal ids from ids with equal hashes."""
     seen: dict[object, int] = {}
     row = 0
     for batch in dataset.batches([column], limit=limit):

@@ -1,4 +1,4 @@
-"""Rows that come once, kept on disk so that they can be read again."""
+"""Writes rows of a one-time stream to disk, so that they can be read again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 
 from domyn_swarm.batch.durable_files import written_whole
 
-_GROUP_BYTES = 16 << 20  # what writing holds in memory
+_GROUP_BYTES = 16 << 20  # memory used for writing
 
 
 def spooled(schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path) -> Path:
-    """Write rows as they come to a Parquet file, whole or not at all; memory stays flat.
+    """Write rows to a Parquet file as they arrive, whole or not at all; memory stays constant.
 
     Raises:
         InvalidInput: the rows cannot be read.

@@ -1,4 +1,4 @@
-"""Text files as rows: what CSV, TSV and JSON Lines have in common, compressed or not."""
+"""Text files as rows: the common part of CSV, TSV and JSON Lines, compressed or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Read = Callable[[InputFile, Sequence[str]], Iterator[pa.RecordBatch]]
 """A file's rows with the named columns, in order."""
 
 NAME_ENCODING = "Name the file's encoding: --encoding cp1252 (Windows), latin-1, utf-16."
-"""What to do about bytes that are not of the encoding."""
+"""The handling of bytes that are not valid in the encoding."""
 
 _BUFFER_BYTES = 1 << 18
 _MARKS = (  # byte order marks, the longer ones first
@@ -31,7 +31,7 @@ _MARKS = (  # byte order marks, the longer ones first
     (b"\xfe\xff", "utf-16-be"),
 )
 _MARKED = ("utf-16", "utf-32")  # encodings that need a mark to be read
-_NO_TEXT = (  # what other files begin with
+_NO_TEXT = (  # the first bytes of other kinds of files
     (b"PAR1\x15", "Parquet", ".parquet"),
     (b"ARROW1\0\0", "Arrow", ".arrow"),
     (b"\x1f\x8b", "packed with gzip", ".gz"),
@@ -40,7 +40,7 @@ _NO_TEXT = (  # what other files begin with
     (b"\xfd7zXZ\0", "packed with xz", ""),
     (b"PK\x03\x04", "a ZIP archive, or a workbook of Excel", ""),
 )
-_NULS_AT_LEAST = 4  # every how manyth byte is NUL where it is valid UTF-8 and not meant so
+_NULS_AT_LEAST = 4  # one NUL byte in this number means UTF-16 or UTF-32, even if all is valid UTF-8
 _LAST_PLANE = 0x10  # of Unicode: the third byte of a character in UTF-32
 _HEAD_BYTES = 64
 
@@ -48,8 +48,8 @@ _HEAD_BYTES = 64
 class TextDataset(Dataset):
     """Files of CSV or JSON Lines.
 
-    `row_column` names a column that is not in the schema: the rows as they stand in their files,
-    as JSON. None: rows are no JSON.
+    `row_column` names a column that is not in the schema: the rows in their original form, as JSON.
+    None: rows are not JSON.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TextDataset(Dataset):
         read: Read,
         row_column: str | None = None,
     ) -> None:
-        """`rows` are those of each file."""
+        """`rows`: the number of rows of each file."""
         self.schema = schema
         self.rows = sum(rows)
         self.row_column = row_column
@@ -89,30 +89,28 @@ class TextDataset(Dataset):
             first += rows
 
     def file_bytes(self) -> int:
-        """The size of its files that are on this machine and not compressed."""
+        """The size of its uncompressed files on this machine, in bytes."""
         plain = [file for file in self._files if file.system is None and not file.packing]
         return sum(Path(file.path).stat().st_size for file in plain)
 
 
 def text_bytes(dataset: Any) -> int:  # noqa: ANN401 - any `Dataset`
-    """How many bytes of text a dataset is read from, as far as they are on this machine and not
-    compressed.
-    """
+    """The size of a dataset's text, in bytes, of uncompressed files on this machine."""
     return dataset.file_bytes() if isinstance(dataset, TextDataset) else 0
 
 
 def is_csv(dataset: Any) -> bool:  # noqa: ANN401 - any `Dataset`
-    """Whether rows are the cells of text."""
+    """Whether rows are cells of text."""
     return isinstance(dataset, TextDataset) and dataset.row_column is None
 
 
 def open_columns(dataset: Any) -> list[str]:  # noqa: ANN401 - any `Dataset`
-    """The columns whose types only their values tell: those of JSON Lines."""
+    """The columns whose types depend on their values: those of JSON Lines."""
     return [] if row_column_of(dataset) is None else list(dataset.schema.names)
 
 
 def row_column_of(dataset: Any) -> str | None:  # noqa: ANN401 - any `Dataset`
-    """The column that holds a dataset's rows as the JSON that they were written in, if any."""
+    """The column with a dataset's rows in their original JSON, if any."""
     return dataset.row_column if isinstance(dataset, TextDataset) else None
 
 
@@ -120,12 +118,12 @@ def row_column_of(dataset: Any) -> str | None:  # noqa: ANN401 - any `Dataset`
 def opened_text(
     file: InputFile, encoding: str, kind: str, errors: str = "strict"
 ) -> Iterator[io.TextIOWrapper]:
-    """A file's text, decompressed, without a byte order mark; line ends are as they are.
+    """A file's text, decompressed, without a byte order mark; line ends are unchanged.
 
     Raises:
-        InvalidInput: it cannot be read, or its first bytes say that it is no text, or of another
+        InvalidInput: it cannot be read, or its first bytes show that it is not text, or of another
             encoding; it is named.
-        UnicodeDecodeError: it is not of the encoding, and `errors` are strict.
+        UnicodeDecodeError: it is not valid in the encoding, and `errors` are strict.
     """
     with opened_bytes(file, encoding, kind) as stream:
         yield io.TextIOWrapper(stream, encoding, errors, newline="")
@@ -145,7 +143,7 @@ def _text_head(file: InputFile, head: bytes, encoding: str) -> bytes:
     """The first bytes of a text file without a byte order mark that its decoder does not expect.
 
     Raises:
-        InvalidInput: they are those of another kind of file, or of another encoding.
+        InvalidInput: they belong to another kind of file, or to another encoding.
     """
     for magic, what, suffix in _NO_TEXT:
         if head.startswith(magic):
@@ -173,8 +171,9 @@ def _text_head(file: InputFile, head: bytes, encoding: str) -> bytes:
 
 
 def _unmarked(head: bytes) -> str | None:
-    """The encoding of a file that begins so without a mark; None: nothing says that it is another
-    than UTF-8. NUL bytes of its first line tell, unless they are few in what is UTF-8 otherwise.
+    """The encoding of a file with this beginning and without a mark; None: nothing contradicts
+    UTF-8. NUL bytes in its first line show it, unless they are few in what is valid UTF-8
+    otherwise.
     """
     at = head.partition(b"\n")[0].find(b"\0")
     if at < 0 or (head.count(0) * _NULS_AT_LEAST < len(head) and _is_utf8(head)):
@@ -196,7 +195,7 @@ def _is_utf8(head: bytes) -> bool:
 
 
 class _Beginning(io.RawIOBase):
-    """A stream with bytes before it that were read of it already."""
+    """A stream with bytes put back that were read from it."""
 
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
         self._head = head
@@ -216,7 +215,7 @@ class _Beginning(io.RawIOBase):
 
 
 def not_encoded(file: InputFile, error: UnicodeDecodeError) -> InvalidInput:
-    """What to tell of a file that is not of its encoding."""
+    """The message for a file that is not valid in its encoding."""
     return InvalidInput(
         f"{file} is not {error.encoding}: {error.reason}.",
         hint="Name its encoding: --encoding cp1252 (Windows), latin-1, utf-16.",
@@ -225,7 +224,7 @@ def not_encoded(file: InputFile, error: UnicodeDecodeError) -> InvalidInput:
 
 @contextlib.contextmanager
 def named_errors(file: InputFile, kind: str) -> Iterator[None]:
-    """Errors of reading a file, as what a user can do about them.
+    """Converts errors of reading a file into errors that tell a user what to do.
 
     Raises:
         InvalidInput: it cannot be read; names the file.
