@@ -1,4 +1,4 @@
-"""Work beside a run: it ends with the run, and its failure is the run's."""
+"""Runs work beside a run: it ends with the run, and its failure is the run's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _T = TypeVar("_T")
 
 @asynccontextmanager
 async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run work while the body runs, which cancels what has not ended by then.
+    """Run work while the body runs; work that has not ended by then is cancelled.
 
     An error of the work cancels the body and is raised in its place; an error of the body itself
-    comes before those.
+    has precedence.
     """
     failure: BaseException | None = None
     try:
@@ -39,10 +39,10 @@ async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """As `asyncio.to_thread`, but it never returns before the thread is done.
+    """As `asyncio.to_thread`, but never returns before the thread has finished.
 
-    A cancellation is raised once the function has ended, and what the function raised comes before
-    it: what is written here is not written any more when the caller goes on.
+    A cancellation is raised once the function has ended, and an exception of the function has
+    precedence: no file is still being written when the caller continues.
     """
     work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
     running = asyncio.get_running_loop().run_in_executor(None, work)
@@ -52,7 +52,7 @@ async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwa
         while not running.done():
             try:
                 await asyncio.wait({running})
-            except asyncio.CancelledError:  # it was to be cancelled already
+            except asyncio.CancelledError:  # a cancellation was pending already
                 continue
         running.result()
         raise

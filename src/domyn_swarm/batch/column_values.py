@@ -1,5 +1,5 @@
-"""The values of columns as Python has them, whatever their type; JSON as it was written; and arrays
-made from buffers.
+"""Converts the values of columns to Python, whatever their type, and back to arrays; JSON keeps the
+form in which it was written.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 _NUMBERS: dict[pa.DataType, set[type]] = {pa.int64(): {int}, pa.float64(): {int, float}}
-_MOST_BYTES = 2**31 - 1  # of one array: its offsets have 32 bits
+_MOST_BYTES = 2**31 - 1  # of one array, whose offsets have 32 bits
 
 
 def array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """What `pa.array(values, kind)` makes, without pandas where `kind` is text or 64-bit numbers.
+    """`pa.array(values, kind)` without importing pandas, if `kind` is text or 64-bit numbers.
 
     Raises:
         pa.ArrowException, TypeError, OverflowError: a value is not of this type.
@@ -74,7 +74,7 @@ def _text_array(data: bytes, lengths: list[int], valid: pa.Buffer | None = None)
 
 
 def indices(values: Sequence[int] | NDArray[np.int64]) -> pa.Array:
-    """Positions, as `take` wants them."""
+    """Positions as `take` needs them."""
     whole = np.ascontiguousarray(values, np.int64)
     return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
 
@@ -116,7 +116,7 @@ def _bits(buffer: pa.Buffer) -> NDArray[np.uint8]:
 
 
 JSON: pa.DataType = pa.json_()
-"""The type of a column of JSON text; null is a value that is not there, or null."""
+"""The type of a column of JSON text; null is a missing value, or null."""
 
 _NULL = b"null"
 _plain = msgspec.json.Decoder().decode
@@ -124,13 +124,13 @@ _raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class WrittenFloat(float):
-    """A number that remembers how it was written: `3.10` is shown, and sent, as `3.10`."""
+    """A number that keeps its written form: `3.10` is shown, and sent, as `3.10`."""
 
     __slots__ = ("text",)
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """The number that `text` is in JSON."""
+        """The number whose JSON is `text`."""
         made = super().__new__(cls, text)
         made.text = text
         return made
@@ -153,7 +153,7 @@ def is_json(kind: pa.DataType) -> bool:
 
 
 def json_array(values: Iterable[Any]) -> pa.Array:
-    """A column of JSON from encoded values (`msgspec.Raw`, bytes), None where there is none."""
+    """A column of JSON from encoded values (`msgspec.Raw`, bytes), None if missing."""
     encoded = [None if one is None or (text := bytes(one)) == _NULL else text for one in values]
     return pa.ExtensionArray.from_storage(JSON, encoded_array(encoded))
 
@@ -167,7 +167,7 @@ def json_texts(column: pa.Array) -> list[str | None]:
 def json_values(column: pa.Array, *, written: bool = False) -> list[Any]:
     """The value of each row; with `written`, fractions are `WrittenFloat`.
 
-    Of a column that others wrote, what is no JSON is the text that it is.
+    In a column that another program wrote, invalid JSON is its own text.
     """
     decode = _written if written else _plain
     values = []
@@ -180,7 +180,7 @@ def json_values(column: pa.Array, *, written: bool = False) -> list[Any]:
 
 
 def raw_json(text: str) -> msgspec.Raw:
-    """The text of a value as what is encoded to it, on one line."""
+    """The text of a value in the form that is encoded to it, on one line."""
     try:
         raw = _raw(text)
     except (ValueError, RecursionError):
@@ -191,7 +191,7 @@ def raw_json(text: str) -> msgspec.Raw:
 
 
 def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """A value with Python's own numbers, for those who do not know `WrittenFloat`."""
+    """A value with Python's own numbers, for libraries that do not support `WrittenFloat`."""
     if isinstance(value, WrittenFloat):
         return float(value)
     if isinstance(value, dict):
@@ -200,8 +200,7 @@ def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def json_of(value: Any) -> Any:  # noqa: ANN401 - for an encoder
-    """What msgspec encodes for a type that it does not know (`enc_hook`): numbers as they were
-    written.
+    """The `enc_hook` of msgspec for types that it does not support: numbers in their written form.
 
     Raises:
         TypeError: it has no JSON form.
@@ -212,7 +211,7 @@ def json_of(value: Any) -> Any:  # noqa: ANN401 - for an encoder
 
 
 def without_json(schema: pa.Schema) -> pa.Schema:
-    """A schema with text for JSON: for libraries that have no such type."""
+    """A schema with text for JSON: for libraries without such a type."""
     fields = [field.with_type(pa.string()) if is_json(field.type) else field for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
 
@@ -223,7 +222,7 @@ def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=without_json(batch.schema))
 
 
-_LAST_YEAR = 32_767  # of those that Arrow writes, in both directions
+_LAST_YEAR = 32_767  # supported by Arrow, in both directions
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -250,7 +249,7 @@ def python_values(column: pa.Array, *, as_request: bool = False) -> list[Any]:
         return _of_nanoseconds(column)
     try:
         values: list[Any] = column.to_pylist()
-    except (OverflowError, ValueError):  # a time that Python has not
+    except (OverflowError, ValueError):  # a time that Python does not support
         values = [_value(one) for one in column]
     if as_request and pa.types.is_nested(column.type):
         return [without_nulls(one) for one in values]
@@ -265,8 +264,8 @@ def without_nulls(value: Any) -> Any:  # noqa: ANN401 - a value of a column
 
 
 def _with(kind: pa.DataType, single: pa.DataType) -> pa.DataType:
-    """A type with another one for numbers of single precision, however deep they are; where it has
-    any, values take the place of a dictionary of them.
+    """A type with another one for single-precision numbers, however deep they are; if it has any,
+    values replace a dictionary of them.
     """
     if pa.types.is_float32(kind):
         return single
@@ -312,7 +311,7 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def _value(one: pa.Scalar) -> Any:  # noqa: ANN401 - whatever it holds
-    """A value of which some part may be no value of Python's."""
+    """A value of which some part may not have a Python form."""
     if not one.is_valid:
         return None
     try:
@@ -326,8 +325,8 @@ def _value(one: pa.Scalar) -> Any:  # noqa: ANN401 - whatever it holds
 
 
 def time_texts(column: pa.Array) -> pa.Array:
-    """The text of dates or times, as Arrow writes them; of those beyond the years that it writes,
-    too.
+    """The text of dates or times, as Arrow writes them, also beyond the years that Arrow
+    supports.
     """
     texts = column.cast(pa.string())
     if not has_far_years(column):
@@ -337,7 +336,7 @@ def time_texts(column: pa.Array) -> pa.Array:
 
 
 def has_far_years(column: pa.Array) -> bool:
-    """Whether a column holds dates or times that Arrow has no text for."""
+    """Whether a column has dates or times that Arrow cannot write."""
     kind = column.type
     if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         return False
@@ -372,5 +371,5 @@ def _text(one: pa.Scalar) -> str:
         return _far(one)
     try:
         return str(one.cast(pa.string()).as_py())
-    except pa.ArrowException:  # a length of time
+    except pa.ArrowException:  # a duration
         return f"{one.value} {one.type.unit}"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from domyn_swarm.errors import JobError
 
-# Of file systems on which a folder cannot be synced: they keep names safe on their own.
+# On such file systems a folder cannot be synced: they make names durable themselves.
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a file and have it survive a loss of power."""
+    """Write a file and make it survive a loss of power."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -24,8 +24,8 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def try_writing(folder: Path) -> Path:
-    """Write a file and leave none, in a folder or, where that is yet to be made, in the nearest one
-    above it that is there; which one that is.
+    """Test whether a file can be written, and leave none: in a folder or, if it does not exist yet,
+    in its nearest existing parent, which is returned.
 
     Raises:
         OSError: nothing can be written there; it names the folder.
@@ -40,10 +40,11 @@ def try_writing(folder: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a loss of power: files that appeared, moved or went.
+    """Make the names in a folder survive a loss of power: files that appeared, moved or were
+    removed.
 
     Raises:
-        OSError: the disk does not take them.
+        OSError: the disk refuses it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -56,10 +57,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_whole(descriptor: int, data: bytes) -> None:
-    """Write all of it: a disk that takes a part is asked for the rest, and then says why not.
+    """Write everything: after a partial write the rest is written, or the reason raised.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the disk refuses it.
     """
     left = memoryview(data)
     while left:
@@ -68,7 +69,7 @@ def write_whole(descriptor: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, or is gone when there was an error.
+    """A file beside `path` that replaces it at the end, or is removed after an error.
 
     Raises:
         JobError: it cannot be written.
@@ -83,5 +84,5 @@ def written_whole(path: Path) -> Iterator[Path]:
             hint="Choose another place, or make room there.",
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # of a disk that takes nothing
+        with contextlib.suppress(OSError):  # a full disk
             temporary.unlink(missing_ok=True)

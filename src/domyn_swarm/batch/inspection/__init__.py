@@ -1,1 +1,1 @@
-"""A job read back, while it runs or afterwards: settled rows, results, verification."""
+"""Reads a job's data back, while it runs or afterwards: settled rows, results, verification."""

@@ -1,4 +1,4 @@
-"""What a job came to, read or exported: all of a written output, or what is settled so far."""
+"""A job's results, read or exported: all of a written output, or the rows settled so far."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_export(path: Path, taken: Sequence[Path] = ()) -> None:
     """Refuse a file of a kind that cannot be written, and one that would replace the job's own.
 
     Raises:
-        ConfigError: names the kinds, or what the path belongs to.
+        ConfigError: names the kinds, or the owner of the path.
     """
     if path.suffix.lower() not in KIND_OF_SUFFIX:
         raise ConfigError(
@@ -50,16 +50,17 @@ def check_export(path: Path, taken: Sequence[Path] = ()) -> None:
 
 
 def export(results: Results, path: Path) -> None:
-    """Write results to a file by its suffix (see `check_export`); one that is there is replaced.
+    """Write results to a file by its suffix (see `check_export`); an existing file is replaced.
 
-    What Parquet has no type for is JSON text there; so no type is a reason to fail.
+    Types that Parquet does not support are written as JSON text, so no type makes it fail.
 
     Raises:
-        JobError: it cannot be written; nothing of it is left.
+        JobError: it cannot be written; no part of it is left.
     """
     kind = KIND_OF_SUFFIX[path.suffix.lower()]
     schema = for_parquet(results.schema)[0] if kind == "parquet" else results.raw
-    # Without the metadata that makes a file a job's output: an export may not be replaced by one.
+    # Without the metadata that marks a file as a job's output: an export may not be replaced by
+    # one.
     schema = schema.remove_metadata()
     with (
         written_whole(path) as temporary,
@@ -73,9 +74,9 @@ def export(results: Results, path: Path) -> None:
 
 
 class _ShiftedIndex(RowIndex):
-    """An index of the whole input, asked for a block of it."""
+    """An index of the whole input, shifted to a block of it."""
 
-    in_order = False  # of the block
+    in_order = False  # within the block
 
     def __init__(self, index: RowIndex, first: int) -> None:
         self.frames: FrameFiles = index.frames
@@ -88,7 +89,7 @@ class _ShiftedIndex(RowIndex):
 
 
 def block_facts(plan: BatchPlan, block: pa.Table, first: int) -> Survey:
-    """Look at the results of the rows `first, first + 1, …`, which the block holds."""
+    """A survey of the results of the rows `first, first + 1, …`, which the block holds."""
     with opened_index(plan) as index:
         return _rows(plan, TableDataset(block), _ShiftedIndex(index, first)).survey()
 
@@ -99,7 +100,7 @@ def _rows(plan: BatchPlan, dataset: Dataset, index: RowIndex) -> OutputRows:
 
 
 def common_schema(plan: BatchPlan, facts: Sequence[Survey]) -> pa.Schema:
-    """The columns of all blocks; with one for errors where any row has one.
+    """The columns of all blocks; with an error column if any row has an error.
 
     Raises:
         JobError: some rows have no result.
@@ -120,7 +121,7 @@ def common_schema(plan: BatchPlan, facts: Sequence[Survey]) -> pa.Schema:
 
 
 def join_block(plan: BatchPlan, block: pa.Table, first: int, schema: pa.Schema) -> pa.Table:
-    """The block's rows with their results, in the types of a schema; text for JSON."""
+    """The block's rows with their results, in the types of a schema; JSON as text."""
     with opened_index(plan) as index:
         rows = _rows(plan, TableDataset(block), _ShiftedIndex(index, first))
         raw = rows.schema(errors=ERROR_COLUMN in schema.names)
@@ -132,15 +133,15 @@ def join_block(plan: BatchPlan, block: pa.Table, first: int, schema: pa.Schema) 
 class Results:
     """Rows in input order with the columns of the output, readable for as long as they are open.
 
-    In `untyped` rows, columns whose types only their values tell are JSON.
+    In `untyped` rows, columns whose types depend on their values are JSON.
     """
 
     rows: int
-    rows_failed: int  # of them
-    rows_total: int  # that the job is about
+    rows_failed: int  # of these rows
+    rows_total: int  # rows of the job
     raw: pa.Schema
     untyped: Callable[[], Iterator[pa.RecordBatch]]  # may be called more than once
-    look: Callable[[], OpenTypes]  # at the values of all rows
+    look: Callable[[], OpenTypes]  # reads the values of all rows
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
@@ -165,10 +166,10 @@ class Results:
 
 
 def written_results(manifest: Manifest, place: Place) -> Results:
-    """An output that was published; JSON has the types that its values have, CSV is text.
+    """A published output; JSON has the types of its values, CSV is text.
 
     Raises:
-        InvalidInput: a file of it is gone or damaged.
+        InvalidInput: a file of it is missing or damaged.
     """
     written = _opened(manifest, place.files(manifest))
 
@@ -189,7 +190,7 @@ def written_results(manifest: Manifest, place: Place) -> Results:
 
 
 def _opened(manifest: Manifest, files: Sequence[InputFile]) -> Dataset:
-    if files[0].kind == "jsonl" and not manifest.rows:  # there is no line that names the columns
+    if files[0].kind == "jsonl" and not manifest.rows:  # without rows no line names the columns
         names = [(column.name, pa.null()) for column in manifest.columns]
         return TableDataset(pa.schema(names).empty_table())
     return dataset_of(files)
@@ -199,8 +200,8 @@ def _opened(manifest: Manifest, files: Sequence[InputFile]) -> Dataset:
 def settled_results(plan: BatchPlan, *, errors: bool = True) -> Iterator[Results]:
     """The rows that have an answer or an error by now, whether or not the job runs.
 
-    Answers that come in meanwhile are not seen. Without `errors` there is a column for them only
-    where some row has one, as in an output.
+    Later answers are not included. Without `errors` there is an error column only if some row has
+    an error, as in an output.
 
     Raises:
         JobError: the job has no checkpoint.

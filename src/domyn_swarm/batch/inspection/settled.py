@@ -1,4 +1,6 @@
-"""What a checkpoint holds of an input, finished or not: its answers so far, and its failures."""
+"""The content of a checkpoint for an input, finished or not: its answers so far, and its
+failures.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +37,23 @@ _INPUT_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class BadRow:
-    """One row that was given up, or whose answer is not complete, with its batch of the input."""
+    """One row that failed, or whose answer is not complete, with its batch of the input."""
 
     ordinal: int
     verdict: ReplyVerdict
-    error: RowError  # of an answer that counts: what is wrong with it nevertheless
+    error: RowError  # for an answer that counts: in what way it is not complete
     kept: bool  # the answer counts
     batch: pa.RecordBatch
-    at: int  # in the batch
+    at: int  # position in the batch
 
 
 @contextlib.contextmanager
 def opened_index(plan: BatchPlan, reading: Reading | None = None) -> Iterator[RowIndex]:
-    """What is settled of a job now, whether or not it runs.
+    """The settled rows of a job now, whether or not it runs.
 
     Args:
         plan: the job's.
-        reading: how results are read, where it is not as they count.
+        reading: how results are read, if not as they count.
 
     Raises:
         JobError: the job has no checkpoint.
@@ -73,11 +75,11 @@ def opened_index(plan: BatchPlan, reading: Reading | None = None) -> Iterator[Ro
 def settled_batches(
     plan: BatchPlan, reading: Reading | None = None
 ) -> Iterator[tuple[pa.RecordBatch, list[RowValue | None]]]:
-    """Every input batch with each row's result so far, None where there is none yet.
+    """Every input batch with each row's result so far, None if it has none yet.
 
     Args:
         plan: the job's.
-        reading: how results are read, where it is not as they count.
+        reading: how results are read, if not as they count.
 
     Raises:
         JobError: the job has no checkpoint.
@@ -93,13 +95,13 @@ class SettledRow(NamedTuple):
     """One row that has a result."""
 
     ordinal: int
-    columns: dict[str, Any]  # its id, and what the job reads, as JSON
+    columns: dict[str, Any]  # its id, and the columns that the job reads, as JSON
     value: RowValue
 
 
 def settled_rows(plan: BatchPlan) -> Iterator[SettledRow]:
-    """The rows that have a result, in input order; errors of a run whose errors do not count are
-    among them. Raises as `settled_batches`.
+    """The rows that have a result, in input order, including errors of a run whose errors do not
+    count. Raises as `settled_batches`.
     """
     keys, start = plan.output.keys, 0
     for batch, values in settled_batches(plan, _with_void(plan)):
@@ -118,9 +120,9 @@ def settled_rows(plan: BatchPlan) -> Iterator[SettledRow]:
 
 
 def bad_rows(plan: BatchPlan) -> Iterator[BadRow]:
-    """The rows that carry an error, and those whose answers are not complete, in input order.
-    Errors of a run that gave up are among them: its rows are asked again by any other run, and are
-    what its user wants to see. Raises as `settled_batches`.
+    """The rows with an error, and those whose answers are not complete, in input order. They
+    include errors of a run that gave up: any other run sends these rows again, and its user wants
+    to see them. Raises as `settled_batches`.
     """
     start = 0
     for batch, values in settled_batches(plan, _with_void(plan)):
@@ -135,8 +137,8 @@ def bad_rows(plan: BatchPlan) -> Iterator[BadRow]:
 
 
 def group_failures(plan: BatchPlan) -> list[FailureGroup]:
-    """The failed rows by signature, the commonest first, and then answers that count though they
-    are not complete. Raises as `settled_batches`.
+    """The failed rows by signature, the most frequent first, and then answers that count although
+    they are not complete. Raises as `settled_batches`.
     """
     groups: dict[tuple[bool, str], FailureGroup] = {}
     for row in bad_rows(plan):
@@ -161,7 +163,7 @@ def group_failures(plan: BatchPlan) -> list[FailureGroup]:
 
 
 def ids_of(plan: BatchPlan, ordinals: Collection[int]) -> dict[int, str]:
-    """The ids of rows by their positions in the input; empty where no column names the rows."""
+    """The ids of rows by their positions in the input; empty without an id column."""
     column, start, found = plan.output.keys.id_column, 0, dict[int, str]()
     if column is None or not ordinals:
         return found
@@ -183,21 +185,21 @@ def _id_of(keys: RowKeys, row: BadRow) -> str | None:
 
 
 def _input_of(keys: RowKeys, row: BadRow) -> str:
-    """How what the job was given for the row begins; what is no text as JSON."""
+    """The beginning of the row's input to the job; as JSON if it is not text."""
     [item] = keys.items(row.batch.slice(row.at, 1))
     text = item if isinstance(item, str) else msgspec.json.encode(item, enc_hook=str).decode()
     return text[:_INPUT_CHARACTERS]
 
 
 class Unsettled(NamedTuple):
-    """Rows that a resume asks."""
+    """The rows that a resume sends."""
 
     rows: int
-    failed: int  # of them: asked, and failed in a run that gave up
+    failed: int  # of them: sent, and failed in a run that gave up
 
 
 def count_unsettled(plan: BatchPlan) -> Unsettled:
-    """How many rows have no result that counts yet.
+    """The number of rows without a result that counts.
 
     Raises:
         JobError: the job has no checkpoint.
@@ -222,7 +224,7 @@ def _rows_found(plan: BatchPlan, reading: Reading) -> int:
 
 
 def asks_again(plan: BatchPlan) -> bool:
-    """Whether the input has a row that the plan asks again.
+    """Whether the input has a row that the plan sends again.
 
     Raises:
         JobError: the job has no checkpoint.
@@ -243,7 +245,8 @@ def _failed_rows(plan: BatchPlan) -> Iterator[BadRow]:
 
 
 def export_failures(plan: BatchPlan, path: Path) -> int:
-    """Write the failed rows, whole, with their errors, as Parquet; return how many there are.
+    """Write the failed rows with all their columns and their errors as Parquet; returns their
+    number.
 
     Raises:
         JobError: the job has no checkpoint, or the file cannot be written; none is left.

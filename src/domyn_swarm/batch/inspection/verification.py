@@ -1,6 +1,6 @@
-"""Whether an output is whole: its files as its manifest says, its rows as the input has them.
+"""Verifies an output: its files against its manifest, its rows against the input.
 
-Everything is read once, a batch at a time. What answers are worth is not looked at.
+Everything is read once, a batch at a time. The quality of answers is not examined.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ MOST_FINDINGS = 20
 
 
 class OutputVerification(Record):
-    """What was looked at, and everything that is wrong with it."""
+    """The extent of a verification, and all errors that it detected."""
 
     schema_version: Literal[1] = 1
     job_id: str
-    written_by: str  # the job that wrote the output last: the same one, or one that went on with it
+    written_by: str  # the last job that wrote the output: the same job, or one that continued it
     output: str
     whole: bool
     files: int
     bytes: int
-    rows: int  # that were found in the files
+    rows: int  # rows in the files
     rows_failed: int
-    columns_compared: tuple[str, ...]  # with the input, value by value
-    findings: tuple[str, ...] = ()  # the first of them
+    columns_compared: tuple[str, ...]  # compared with the input, value by value
+    findings: tuple[str, ...] = ()  # the first findings
     findings_left_out: int = 0
 
 
@@ -55,7 +55,7 @@ def verify(plan: BatchPlan) -> OutputVerification:
     """Check an output against its manifest and its input.
 
     Raises:
-        JobError: there is no manifest to check it against.
+        JobError: there is no manifest.
     """
     place = plan.output.place
     manifest = place.manifest()
@@ -83,7 +83,7 @@ def verify(plan: BatchPlan) -> OutputVerification:
 
 
 class _Check:
-    """One look at one output."""
+    """One verification of one output."""
 
     def __init__(self, plan: BatchPlan, manifest: Manifest, place: Place) -> None:
         self.findings: list[str] = []
@@ -98,10 +98,10 @@ class _Check:
         output = dataclasses.replace(plan.output, mode=manifest.output_mode)
         self._kept = output.kept(plan.dataset)
         self._as_rows = self._kept.columns != self._kept.names
-        self._differing: dict[str, tuple[int, int]] = {}  # column: first row, how many
+        self._differing: dict[str, tuple[int, int]] = {}  # column: first row, number of rows
 
     def run(self) -> None:
-        """Look at everything, from the outside in; what cannot be read is looked at no further."""
+        """Check everything, from the outside in; unreadable parts are not checked further."""
         self._check_origin()
         if self.findings:
             return
@@ -153,7 +153,7 @@ class _Check:
             )
 
     def _check_file(self, told: OutputFile, file: InputFile) -> bool:
-        """Whether it is there to be looked at further, changed or not."""
+        """Whether it exists and can be checked further, changed or not."""
         try:
             size = file.size()
             digest = self._plan.output.facts.digest(file) if size == told.bytes else ""
@@ -192,7 +192,7 @@ class _Check:
                 self.findings.append(f"{told_of.name} has {there} instead of {told_of.rows}.")
 
     def _check_counts(self, written: Dataset) -> None:
-        """Rows without an answer carry an error, and there are as many as the manifest says."""
+        """Rows without an answer have an error, and their number is that of the manifest."""
         manifest = self._manifest
         self.rows = written.rows
         expected = _at_most(self._plan.dataset.rows, manifest.limit)
@@ -278,7 +278,7 @@ def _side_by_side(
 def differing(one: pa.Array, other: pa.Array) -> NDArray[np.int64]:
     """The positions at which two columns of one length differ. NaN equals NaN, null equals null.
 
-    The one may be of open type (see `open_types`), and the other of the type that it was given.
+    The first may be of open type (see `open_types`), and the other of its settled type.
     """
     with contextlib.suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
         one = typed_column(one, other.type)
@@ -300,7 +300,7 @@ def differing(one: pa.Array, other: pa.Array) -> NDArray[np.int64]:
 
 def _other_values(one: pa.Array, other: pa.Array, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Of rows whose JSON differs, those whose values do: another library reads rows with nulls for
-    keys of other rows, and with types of its own.
+    the keys of other rows, and with its own types.
     """
     pairs = ((one[at].as_py(), other[at].as_py()) for at in rows.tolist())
     return rows[[not _same(_value(left), _value(right)) for left, right in pairs]]

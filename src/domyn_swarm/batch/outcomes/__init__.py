@@ -1,1 +1,1 @@
-"""What becomes of rows, and the figures of it: results, verdicts, tallies, time left."""
+"""The outcomes of rows and their statistics: results, verdicts, tallies, time left."""

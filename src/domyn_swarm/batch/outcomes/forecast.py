@@ -1,17 +1,17 @@
-"""How long the rest of a job takes, with an interval: from the rows that are finished, the lengths
-of the prompts that are left, and the rows that are in flight at once.
+"""Forecasts the remaining time of a job, with an interval: from the finished rows, the lengths of
+the remaining prompts, and the number of rows in flight.
 
-Rows are sorted into strata by the length of what the job is given for them, since that is known of
-every row before it is asked. What a row costs is the time that it holds a slot. The cost of the
-rows left is the sum over strata of their number times the mean cost of finished ones. Where few of
-a stratum are finished, the mean is drawn towards a line over all lengths, with the weight of a few
-rows (credibility, Bühlmann and Gisler, *A Course in Credibility Theory*, 2005, chapter 3), so that
-an input that is sorted by length is not taken for one of short prompts. By Little's law the slots
-that are held at once turn cost into time. At the end slots run empty one by one: those last rows
-are drawn as a renewal process that is cut at a random moment has them (Cox, *Renewal Theory*, 1962,
-chapter 5): chosen in proportion to their costs, and at a point of them where all are alike.
+Rows are sorted into strata by the length of their input to the job, which is known of every row
+before it is sent. The cost of a row is the time for which it holds a slot. The cost of the
+remaining rows is the sum over strata of their number times the mean cost of finished rows. If few
+rows of a stratum are finished, the mean is shrunk towards a line over all lengths, with the weight
+of a few rows (credibility, Bühlmann and Gisler, *A Course in Credibility Theory*, 2005, chapter 3),
+so that an input that is sorted by length is not taken for one of short prompts. By Little's law the
+number of slots in use converts cost into time. At the end slots become empty one by one: the last
+rows are drawn from a renewal process cut at a random moment (Cox, *Renewal Theory*, 1962, chapter
+5): chosen in proportion to their costs, and at a uniformly distributed point of them.
 
-Everything here is a function of numbers: no clock is read and nobody is asked.
+Everything here is a function of numbers: no clock is read and no request sent.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from domyn_swarm.batch.outcomes.strata import StratumSums
 from domyn_swarm.model import TimeLeft
 
 LEVEL = 0.8
-"""How often the truth lies in an interval."""
+"""The probability that the true value lies in an interval."""
 
 _Floats = NDArray[np.float64]
 _CREDIBLE_ROWS = 4.0  # the weight of the line over all lengths, in finished rows
-_LEAST_ROWS = 3  # finished, before anything is said
+_LEAST_ROWS = 3  # finished rows, before a forecast is made
 _DRAWS = 200
-_ENDING = 64  # slots that are drawn as they run empty: more hardly end later
+_ENDING = 64  # slots that are drawn as they become empty: more hardly end later
 _ROUNDS = 4  # of fitting the line
-_UNEVEN = 0.07  # of the logarithm of a speed: what no past can say of the hours to come
-_UNKNOWN_CV = 0.5  # of costs, where no stratum has two finished rows
+_UNEVEN = 0.07  # of the logarithm of a speed: the part that the past cannot predict
+_UNKNOWN_CV = 0.5  # of costs, if no stratum has two finished rows
 
 
 def _length_of(stratum: _Floats) -> _Floats:
@@ -46,9 +46,11 @@ def _length_of(stratum: _Floats) -> _Floats:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What rows of each stratum cost, as far as finished ones tell. Arrays by stratum."""
+    """The costs of rows by stratum, estimated from finished rows. Arrays with one element per
+    stratum.
+    """
 
-    left: _Floats  # rows
+    left: _Floats  # remaining rows
     mean_s: _Floats
     variance: _Floats  # of one row's cost
     doubt: _Floats  # variance of the mean
@@ -57,14 +59,14 @@ class _Costs:
 
     @property
     def sum_s(self) -> float:
-        """Of the rows left."""
+        """Of the remaining rows."""
         return float(self.left @ self.mean_s)
 
     @property
     def log_deviation(self) -> float:
-        """Of the logarithm of `sum_s`. The rows left differ from their mean, and the mean of
-        the finished ones from theirs (Valliant, Dorfman and Royall, *Finite Population Sampling and
-        Inference*, 2000, section 2.3). Strata of which nothing is known err together.
+        """Of the logarithm of `sum_s`. The remaining rows differ from their mean, and the mean of
+        the finished rows from theirs (Valliant, Dorfman and Royall, *Finite Population Sampling and
+        Inference*, 2000, section 2.3). Errors of strata without finished rows are fully correlated.
         """
         if self.sum_s <= 0:
             return 0.0
@@ -76,9 +78,10 @@ class _Costs:
 
 
 def _line(lengths: _Floats, means: _Floats, rows: _Floats) -> tuple[float, float]:
-    """Intercept and slope, neither below 0, with least squared relative errors: weights are of the
-    line of the round before, since those of the means themselves would prefer low ones (iteratively
-    reweighted least squares; McCullagh and Nelder, *Generalized Linear Models*, 2nd edition, 2.5).
+    """Intercept and slope, neither below 0, with least squared relative errors: weights are those
+    of the previous round's line, since those of the means themselves would prefer low means
+    (iteratively reweighted least squares; McCullagh and Nelder, *Generalized Linear Models*, 2nd
+    edition, 2.5).
     """
     fitted = np.full_like(means, max(1e-9, float(rows @ means / rows.sum())))
     intercept, slope = 0.0, 0.0
@@ -130,7 +133,7 @@ def _costs(done: Mapping[int, StratumSums], rest: Mapping[int, float]) -> _Costs
 
 
 def relative_variance(strata: Iterable[StratumSums]) -> float:
-    """Of a row's cost, by its mean squared, at one length; few rows are not believed alone."""
+    """Of a row's cost, by its mean squared, at one length; few rows are combined with a prior."""
     known = [one for one in strata if one.rows and one.seconds > 0]
     scatter = sum(one.rows * (one.rows * one.seconds_squared / one.seconds**2 - 1) for one in known)
     freedom = sum(one.rows - 1 for one in known)
@@ -148,7 +151,7 @@ def _leverage(strata: _Floats, rows: _Floats, line: _Floats) -> _Floats:
 
 
 def mean_costs(done: Mapping[int, StratumSums], strata: Iterable[int]) -> dict[int, float]:
-    """What a row of each stratum costs on average, in seconds."""
+    """The mean cost of a row of each stratum, in seconds."""
     names = sorted(done.keys() | set(strata))
     found = _costs(done, dict.fromkeys(names, 1.0)).mean_s.tolist()
     return dict(zip(names, found, strict=True))
@@ -157,7 +160,7 @@ def mean_costs(done: Mapping[int, StratumSums], strata: Iterable[int]) -> dict[i
 def tokens_left(
     done: Mapping[int, StratumSums], rest: Mapping[int, float]
 ) -> tuple[int, int] | None:
-    """Tokens in and out of the rows left; None: the endpoint does not tell its tokens."""
+    """Tokens in and out of the remaining rows; None: the endpoint does not report tokens."""
     names = sorted({name for name, one in done.items() if one.rows} | rest.keys())
     known = [done.get(name, StratumSums()) for name in names]
     rows = np.array([one.rows for one in known], np.float64)
@@ -176,12 +179,12 @@ def tokens_left(
 
 @dataclass(frozen=True)
 class Pace:
-    """How rows were worked on lately."""
+    """The recent speed of the run."""
 
-    slots: float  # rows in flight at once, on average
-    level: float = 1.0  # what rows cost lately, by what they cost on average
-    deviation: float = 0.0  # of the logarithm of the speed over the time that is left
-    freedom: float = math.inf  # with which that is known
+    slots: float  # rows in flight, on average
+    level: float = 1.0  # the recent cost of rows relative to their average cost
+    deviation: float = 0.0  # of the logarithm of the speed over the remaining time
+    freedom: float = math.inf  # degrees of freedom of `deviation`
 
 
 def time_left(
@@ -192,12 +195,12 @@ def time_left(
     begun: bool,
     seed: int = 0,
 ) -> TimeLeft | None:
-    """How long the rows left take; None: too few are finished to say. The same for the same input.
+    """The time that the remaining rows take; None: too few are finished. Deterministic.
 
     Args:
-        done: what is finished.
-        rest: the rows left, those in flight included, by stratum.
-        pace: how many are in flight at once, and how even that goes.
+        done: the finished rows.
+        rest: the remaining rows, including those in flight, by stratum.
+        pace: the number of rows in flight, and the variation of the speed.
         begun: whether as many of them are in flight already.
         seed: of the draws.
     """
@@ -212,7 +215,7 @@ def time_left(
     freedom = max(3.0, min(pace.freedom, costs.finished - 2.0))
     deviation = math.hypot(_UNEVEN, max(costs.log_deviation, pace.deviation))
     sums = costs.sum_s * np.exp(deviation * draws.standard_t(freedom, _DRAWS))
-    if rows <= pace.slots:  # each row left has a slot
+    if rows <= pace.slots:  # each remaining row has a slot
         taken = _ends(costs, round(rows), costs.left, draws, cut=begun).max(axis=1)
     else:
         ends = _ends(costs, round(slots), costs.left * costs.mean_s, draws, cut=True)
@@ -224,7 +227,7 @@ def time_left(
 
 
 def _mean_cut_s(costs: _Costs) -> float:
-    """What is done, on average, of a row in flight; as much is left of it."""
+    """The average work done on a row in flight, in seconds; as much remains."""
     squares = costs.left @ (costs.variance + costs.mean_s**2)
     return float(squares / (2 * costs.sum_s)) if costs.sum_s else 0.0
 
@@ -232,8 +235,8 @@ def _mean_cut_s(costs: _Costs) -> float:
 def _ends(
     costs: _Costs, slots: int, weight: _Floats, draws: np.random.Generator, *, cut: bool
 ) -> _Floats:
-    """What is left of the last row of each slot, in seconds, by draw and slot; `cut`: some of it
-    is done.
+    """The remaining time of the last row of each slot, in seconds, by draw and slot; `cut`: part of
+    it is done.
     """
     size = _DRAWS, min(max(slots, 1), _ENDING)
     if weight.sum() <= 0:

@@ -1,4 +1,4 @@
-"""Follows a run that goes on, and says how long it still takes: see `forecast`."""
+"""Follows a running job, and forecasts its remaining time: see `forecast`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from domyn_swarm.batch.outcomes.forecast import Pace, mean_costs, relative_varia
 from domyn_swarm.batch.outcomes.strata import Census, Strata, StratumSums
 from domyn_swarm.model import TimeLeft
 
-_WINDOW_ROWS = 30  # finished in a window, before it is taken instead of the whole run
+_WINDOW_ROWS = 30  # finished in a window, before it is used instead of the whole run
 _MARKS = 64
-_PIECES = 6  # of a window, by whose paces it is judged how even the pace is
+_PIECES = 6  # of a window, whose speeds give the variation of the speed
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """How far a run was at one moment."""
+    """The progress of a run at one moment."""
 
     at_s: float
-    slot_s: float  # seconds that rows were in flight, together
+    slot_s: float  # seconds in flight, summed over rows
     strata: dict[int, StratumSums]
 
 
 class Forecaster:
-    """Follows one run: looks at it now and then, and says how long it still takes.
+    """Follows one run by periodic samples, and forecasts its remaining time.
 
-    What it says rests on the last half of the run, or on all of it while that is short: speeds
-    change as replicas come and go.
+    Forecasts use the last half of the run, or all of it while that is short: speeds change as
+    replicas come and go.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Forecaster:
         self._last: _Mark | None = None
 
     def look(self, now_s: float, in_flight: int, strata: Strata) -> None:
-        """Take note of how far the run is. Call it once a second, from its first row on."""
+        """Record the progress of the run. Call it once a second, from its first row on."""
         last = self._last
         slot_s = 0.0 if last is None else last.slot_s + in_flight * (now_s - last.at_s)
         self._last = _Mark(now_s, slot_s, strata.copied())
@@ -52,18 +52,18 @@ class Forecaster:
 
     @property
     def slots(self) -> float | None:
-        """Rows in flight at once, on average over the last half of the run; None: not known yet."""
+        """Rows in flight, on average over the last half of the run; None: not known yet."""
         window = self._window()
         if window is None:
             return None
         return (window[-1].slot_s - window[0].slot_s) / (window[-1].at_s - window[0].at_s)
 
     def time_left(self, rows: int, reached: int) -> TimeLeft | None:
-        """How long the rows left take; None: that is not known yet.
+        """The time that the remaining rows take; None: not known yet.
 
         Args:
-            rows: left, those in flight included.
-            reached: the position of the last row that was begun.
+            rows: remaining, including those in flight.
+            reached: the position of the last row that was started.
         """
         if rows <= 0:
             return TimeLeft(0.0, 0.0, 0.0)
@@ -77,7 +77,7 @@ class Forecaster:
         rest = Counter(whole.in_flight)
         waiting = max(0.0, rows - sum(rest.values()))
         ahead = self.census.beyond(reached + 1, round(waiting))
-        if not ahead:  # not known: like those that were begun
+        if not ahead:  # unknown: assumed to be like the started ones
             begun = sum(one.begun for one in whole.values())
             ahead = {name: waiting * one.begun / begun for name, one in whole.items()}
         rest.update(ahead)
@@ -96,9 +96,9 @@ class Forecaster:
 
 
 def _pace(window: Sequence[_Mark], whole: Strata, rest: Mapping[int, float]) -> Pace:
-    """How it went in a window. How even that was is judged by the batch means of its pieces (Law,
-    *Simulation Modeling and Analysis*, 5th edition, section 9.5.3), each the cost of what was
-    finished in it, as rows of these lengths cost on average.
+    """The speed in a window. Its variation is estimated from the batch means of its pieces (Law,
+    *Simulation Modeling and Analysis*, 5th edition, section 9.5.3), each the cost of its finished
+    rows, at the average cost of rows of these lengths.
     """
     first, last = window[0], window[-1]
     span_s = last.at_s - first.at_s
@@ -129,11 +129,11 @@ def _pace(window: Sequence[_Mark], whole: Strata, rest: Mapping[int, float]) -> 
 
 
 def _level(first: _Mark, last: _Mark, expected_s: float, whole: Strata) -> float:
-    """What the rows that were finished in a window cost, by what such rows cost in the whole run.
+    """The cost of the rows finished in a window, relative to that of such rows in the whole run.
 
-    Rows that take long are in flight still: what they have held so far counts in part. All of it is
-    right for exponential costs, where all that is known of a row is its rate; nothing of it for
-    constant ones.
+    Rows that take long are still in flight: the time that they have held their slots counts in
+    part. Counting all of it is right for exponential costs, whose rate is all that is known of a
+    row; counting none of it for constant costs.
     """
     done = Strata()
     done.add(last.strata, first.strata)

@@ -1,4 +1,4 @@
-"""What a run keeps of its requests beside sums: bounded, and cheap for each of them."""
+"""Statistics of a run's requests beside sums: bounded in memory, and cheap per request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from domyn_swarm.model import Histogram
 
 _SLOWEST_KEPT = 20
-_REPLICAS_KEPT = 4096  # told apart, by their URLs; the rest is "other"
+_REPLICAS_KEPT = 4096  # counted separately, by their URLs; the rest is "other"
 
 
 class LatencyHistogram:
@@ -24,21 +24,21 @@ class LatencyHistogram:
         self._buckets: Counter[int] = Counter()
 
     def add(self, seconds: Sequence[float]) -> None:
-        """Count requests that took so long."""
+        """Count requests with this latency."""
         self._buckets.update(np.searchsorted(self._UPPER_S, seconds, "right").tolist())
 
     @property
     def counts(self) -> dict[int, int]:
-        """How many requests fell into each bucket."""
+        """The number of requests in each bucket."""
         return dict(self._buckets)
 
     def merge(self, counts: Mapping[int, int]) -> None:
-        """Count what another histogram counted; `counts` are its buckets."""
+        """Add the counts of another histogram; `counts` are its buckets."""
         self._buckets.update(counts)
 
     @classmethod
     def upper_s(cls, bucket: int) -> float:
-        """The latency below which everything in a bucket is."""
+        """The upper bound of a bucket, in seconds."""
         return float(cls._UPPER_S[min(bucket, len(cls._UPPER_S) - 1)])
 
     def quantile(self, share: float) -> float | None:
@@ -53,7 +53,7 @@ class LatencyHistogram:
         return self.upper_s(bucket)
 
     def within(self, bounds: Sequence[float], total_s: float) -> Histogram:
-        """The same by other bounds (seconds), each off by 5 % at most."""
+        """The same with other bounds (seconds), each off by 5 % at most."""
         found = {self.upper_s(bucket): count for bucket, count in self._buckets.items()}
         return _by_bounds(found, bounds, total_s)
 
@@ -65,16 +65,16 @@ class SizeHistogram:
         self.counts: Counter[int] = Counter()
 
     def add(self, tokens: Iterable[int]) -> None:
-        """Count replies of so many tokens."""
+        """Count replies with this number of tokens."""
         for size, count in Counter(tokens).items():
             self.counts[(size - 1).bit_length() if size > 1 else 0] += count
 
     def merge(self, counts: Mapping[int, int]) -> None:
-        """Count what another one counted."""
+        """Add the counts of another histogram."""
         self.counts.update(counts)
 
     def within(self, bounds: Sequence[float], total: int) -> Histogram:
-        """The same by other bounds, exactly where those are powers of two."""
+        """The same with other bounds, exact if those are powers of two."""
         return _by_bounds({2.0**bucket: n for bucket, n in self.counts.items()}, bounds, total)
 
 
@@ -87,7 +87,7 @@ def _by_bounds(found: Mapping[float, int], bounds: Sequence[float], total: float
 
 
 class ReplicaShare(msgspec.Struct):
-    """What one replica did of a run: replies, what they held, and how long they took together."""
+    """The part of one replica in a run: replies, their tokens, and the sum of their durations."""
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -95,7 +95,7 @@ class ReplicaShare(msgspec.Struct):
     latency_s: float = 0.0
 
     def add(self, now: ReplicaShare, before: ReplicaShare) -> None:
-        """Count what came between two of its states."""
+        """Add the difference between two snapshots."""
         self.answers += now.answers - before.answers
         self.prompt_tokens += now.prompt_tokens - before.prompt_tokens
         self.completion_tokens += now.completion_tokens - before.completion_tokens
@@ -106,7 +106,7 @@ _NOTHING = ReplicaShare()
 
 
 class ReplicaShares(dict[str, ReplicaShare]):
-    """By the replicas' URLs."""
+    """The parts of all replicas, by their URLs."""
 
     def __missing__(self, url: str) -> ReplicaShare:
         if len(self) >= _REPLICAS_KEPT and url != "other":
@@ -115,38 +115,38 @@ class ReplicaShares(dict[str, ReplicaShare]):
         return share
 
     def copied(self) -> dict[str, ReplicaShare]:
-        """As it is now."""
+        """A copy of the present state."""
         return {url: msgspec.structs.replace(share) for url, share in self.items()}
 
     def add(
         self, now: Mapping[str, ReplicaShare], before: Mapping[str, ReplicaShare] | None = None
     ) -> None:
-        """Count what a worker did between two of its reports."""
+        """Add the difference between two reports of a worker."""
         for url, share in now.items():
             self[url].add(share, (before or {}).get(url, _NOTHING))
 
 
 class Dispatched(msgspec.Struct):
-    """How the requests of a run were sent: what came of rows that begin alike."""
+    """The effect of dispatching a run's requests by prefix."""
 
-    rows_grouped: int = 0  # rows that were asked beside others that begin alike,
-    groups: int = 0  # in so many groups
-    requests_known: int = 0  # sent to a replica that had been sent what they begin with
-    requests_new: int = 0  # whose beginning no replica had been sent
+    rows_grouped: int = 0  # rows that were sent together with others that share a prefix,
+    groups: int = 0  # in this number of groups
+    requests_known: int = 0  # sent to a replica that had received their prefix
+    requests_new: int = 0  # whose prefix no replica had received
     requests_moved: int = 0  # that others had been sent: those had their share, or were gone
-    cached_tokens: int = 0  # of prompts that engines had in their prefix caches,
+    cached_tokens: int = 0  # of prompts: tokens that were in engines' prefix caches,
     prompt_tokens_counted: int = 0  # of so many; both of all that the engines were asked meanwhile
-    switched_off: int = 0  # times that it was measured not to pay
+    switched_off: int = 0  # times that measurements showed no gain
 
     def add(self, now: Dispatched, before: Dispatched) -> None:
-        """Count what came between two of its states."""
+        """Add the difference between two snapshots."""
         for name in self.__struct_fields__:
             more = getattr(now, name) - getattr(before, name)
             setattr(self, name, getattr(self, name) + more)
 
 
 class SlowRow(msgspec.Struct, frozen=True, order=True):
-    """A row that took long, retries and waiting included."""
+    """A slow row, including retries and waiting."""
 
     latency_s: float
     row: int  # its position in the input
@@ -156,7 +156,7 @@ class SlowRow(msgspec.Struct, frozen=True, order=True):
 
 
 class SlowestRows:
-    """The slowest rows of a run. `floor_s`: what is not slower is not among them."""
+    """The slowest rows of a run. `floor_s`: faster rows are not recorded."""
 
     def __init__(self, rows: Iterable[SlowRow] = ()) -> None:
         self.floor_s = 0.0
@@ -164,7 +164,7 @@ class SlowestRows:
         self.merge(rows)
 
     def add(self, row: SlowRow) -> None:
-        """Take a row in if it is one of them."""
+        """Add a row if it is one of them."""
         if len(self._heap) < _SLOWEST_KEPT:
             heapq.heappush(self._heap, row)
         else:
@@ -173,7 +173,7 @@ class SlowestRows:
             self.floor_s = self._heap[0].latency_s
 
     def merge(self, rows: Iterable[SlowRow]) -> None:
-        """Take in those of another; one that is known already counts once."""
+        """Add those of another; a row that is recorded already counts once."""
         known = set(self._heap)
         for row in rows:
             if row not in known and (row.latency_s > self.floor_s or not self.floor_s):

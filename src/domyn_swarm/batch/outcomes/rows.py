@@ -12,20 +12,20 @@ from domyn_swarm.net.replies import ReplyFacts, worst
 
 ERROR_COLUMN = "_error"
 
-# Made for each row: a struct of msgspec's costs a fifth of a named tuple, and none of these is ever
-# part of a cycle that the collector would have to find.
+# Created for each row: a msgspec struct costs a fifth of a named tuple, and none of these is ever
+# part of a reference cycle.
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One pending item."""
 
     ordinal: int  # position in this input
-    digest: bytes  # 16 bytes over id and input columns: what "the same row" means
+    digest: bytes  # 16 bytes over id and input columns: see `row_keys`
     item: Any  # the value of the one input column, or a dict of several
 
 
 class RowValue(msgspec.Struct, array_like=True, frozen=True):
-    """What a row came to, as it is kept in the checkpoint."""
+    """The result of a row, as it is kept in the checkpoint."""
 
     output: bytes  # JSON object of the output columns; empty for a failed row
     error: bytes  # JSON object of `RowError`; empty for an answered row
@@ -33,7 +33,7 @@ class RowValue(msgspec.Struct, array_like=True, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     latency_s: float
-    code: int = 0  # what its replies said of the answer: see `verdicts`
+    code: int = 0  # the form of its answer: see `verdicts`
 
 
 class RowError(msgspec.Struct, frozen=True):
@@ -59,26 +59,26 @@ class Result(msgspec.Struct, frozen=True, gc=False):
 
 
 class RowTrace(msgspec.Struct, gc=False, eq=False):
-    """What the requests of one row (or of one call over several rows) cost so far."""
+    """The cost so far of the requests of one row (or of one call over several rows)."""
 
     rows: Sequence[Row] = ()
     finish_reasons: tuple[str | None, ...] = ()  # of the last reply's choices
-    code: int = 0  # of the replies together: see `verdicts`
+    code: int = 0  # of all replies together: see `verdicts`
     attempts: int = 0
     failures: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    replica: str | None = None  # that answered last: it has the conversation so far
-    asked: int = 0  # requests that are in flight
-    held: int = 0  # requests that wait for an endpoint that is away
+    replica: str | None = None  # the last replica that answered: it has the conversation so far
+    asked: int = 0  # requests in flight
+    held: int = 0  # requests that wait for an unreachable endpoint
 
     @property
     def only_waits(self) -> bool:
-        """Whether nothing becomes of it before its endpoint is back."""
+        """Whether it makes no progress until its endpoint is back."""
         return bool(self.held) and not self.asked
 
     def note(self, facts: ReplyFacts) -> None:
-        """Add up what one more reply was: the worst ending counts, and silence."""
+        """Add one more reply: the worst ending counts, and an empty one."""
         self.prompt_tokens += facts.prompt_tokens
         self.completion_tokens += facts.completion_tokens
         if facts.finish_reasons:
@@ -86,7 +86,7 @@ class RowTrace(msgspec.Struct, gc=False, eq=False):
         self.code = worst(self.code, facts.code) if self.code else facts.code
 
     def shares(self, rows: int) -> list[RowTrace]:
-        """What of it falls to each of the call's rows: the tokens are divided, and add up."""
+        """The part of each of the call's rows: tokens are divided so that they add up."""
         if rows == 1:
             return [self]
         shares = []
@@ -102,7 +102,7 @@ class RowTrace(msgspec.Struct, gc=False, eq=False):
 
 
 class OneByOne(Exception):
-    """The rows of a call have to be asked each in a call of its own: one of them kills engines."""
+    """The rows of a call have to be sent in separate calls: one of them ends engines."""
 
 
 def _part(whole: int, parts: int, at: int) -> int:
@@ -113,8 +113,8 @@ current_trace: ContextVar[RowTrace | None] = ContextVar("current_trace", default
 
 
 def set_aside_replies() -> None:
-    """Have what the row's replies were so far not count against its answer: another one takes
-    their place, or the job has found all that it needs in them.
+    """Exclude the row's replies so far from the judgement of its answer: another reply replaces
+    them, or the job needs no other.
     """
     trace = current_trace.get()
     if trace is not None:

@@ -1,4 +1,4 @@
-"""Rows by the length of their prompts: what is known of each of them before it is asked."""
+"""Rows by the length of their prompts, which is known before they are sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 
 def characters_of(value: Any) -> int:  # noqa: ANN401 - JSON
-    """How long what a job is given for a row is: the characters of all texts in it."""
+    """The length of a row's input to the job: the characters of all its texts."""
     if isinstance(value, str):
         return len(value)
     inner: Iterable[Any] = ()
@@ -22,14 +22,18 @@ def characters_of(value: Any) -> int:  # noqa: ANN401 - JSON
 
 
 def stratum_of(characters: int) -> int:
-    """The stratum of a prompt, each of them up to 1.41 times as long as those of the one before."""
+    """The stratum of a prompt; each stratum has prompts up to 1.41 times as long as the one
+    before.
+    """
     return (characters * characters).bit_length()
 
 
 class StratumSums(msgspec.Struct):
-    """The rows of one stratum together. Seconds are those that a finished row held a slot."""
+    """The sums over the rows of one stratum. Seconds are those for which finished rows held a
+    slot.
+    """
 
-    begun: int = 0  # rows, those in flight included
+    begun: int = 0  # rows, including those in flight
     rows: int = 0
     seconds: float = 0.0
     seconds_squared: float = 0.0
@@ -45,7 +49,7 @@ class StratumSums(msgspec.Struct):
         self.completion_tokens += completion_tokens
 
     def add(self, now: StratumSums, before: StratumSums) -> None:
-        """Count what came between two of its states."""
+        """Add the difference between two snapshots."""
         self.begun += now.begun - before.begun
         self.rows += now.rows - before.rows
         self.seconds += now.seconds - before.seconds
@@ -58,26 +62,26 @@ _NOTHING = StratumSums()
 
 
 class Strata(dict[int, StratumSums]):
-    """Rows that were begun, by stratum."""
+    """Started rows by stratum."""
 
     def __missing__(self, stratum: int) -> StratumSums:
         found = self[stratum] = StratumSums()
         return found
 
     def begin(self, characters: int) -> StratumSums:
-        """Count a row that is asked now, where its end is to be counted, too."""
+        """Count a row that is started now, if its end will be counted, too."""
         one = self[stratum_of(characters)]
         one.begun += 1
         return one
 
     def copied(self) -> dict[int, StratumSums]:
-        """As it is now."""
+        """A copy of the present state."""
         return {stratum: msgspec.structs.replace(one) for stratum, one in self.items()}
 
     def add(
         self, now: Mapping[int, StratumSums], before: Mapping[int, StratumSums] | None = None
     ) -> None:
-        """Count what was finished between two states."""
+        """Add the difference between two snapshots."""
         for stratum, one in now.items():
             self[stratum].add(one, (before or {}).get(stratum, _NOTHING))
 
@@ -88,34 +92,34 @@ class Strata(dict[int, StratumSums]):
 
     @property
     def seconds(self) -> float:
-        """That finished rows held a slot, together."""
+        """For which finished rows held a slot, in total."""
         return sum(one.seconds for one in self.values())
 
     @property
     def in_flight(self) -> dict[int, float]:
-        """Rows that were begun and are not finished."""
+        """Rows that were started and are not finished."""
         return {name: one.begun - one.rows for name, one in self.items() if one.begun > one.rows}
 
 
 class Census:
-    """How long the prompts of an input are, by their positions: some of each stretch of rows."""
+    """The lengths of an input's prompts by position, sampled in each stretch of rows."""
 
     def __init__(self) -> None:
         self._stretches: list[tuple[int, int, Mapping[int, float]]] = []
 
     def add(self, start: int, rows: int, characters: Sequence[int]) -> None:
-        """A stretch of rows, and the lengths of some of them."""
+        """Add a stretch of rows, and the lengths of some of them."""
         counted = Counter(map(stratum_of, characters))
         share = rows / max(1, len(characters))
         scaled = {stratum: count * share for stratum, count in counted.items()}
         self._stretches.append((start, rows, scaled))
 
     def take(self, other: Census) -> None:
-        """Know what another one knows."""
+        """Add the lengths that another census has."""
         self._stretches = list(other._stretches)
 
     def beyond(self, position: int, rows: int) -> dict[int, float]:
-        """So many rows by stratum, as those from a position on are; all are where none is."""
+        """`rows` rows by stratum, distributed as those from a position on, or as all if none are."""
         found: Counter[int] = Counter()
         for start, there, counted in self._stretches:
             share = min(1.0, (start + there - position) / there) if there else 0.0

@@ -1,4 +1,4 @@
-"""What a run keeps of the replies to its requests."""
+"""The counters of a run and the statistics of its replies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TOGETHER = 1024
 
 @dataclass
 class ReplySums:
-    """Bounded in memory, whatever is counted."""
+    """Statistics of replies, bounded in memory."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -43,7 +43,7 @@ class ReplySums:
 
 
 class Replies:
-    """Told of each reply, adds up many at once: one at a time that would cost a row 3 % more."""
+    """Receives each reply, and adds up many at once: one at a time would cost a row 3 % more."""
 
     def __init__(self) -> None:
         self._sums = ReplySums()
@@ -52,14 +52,14 @@ class Replies:
     def count(
         self, latency_s: float, prompt_tokens: int, completion_tokens: int, replica: str | None
     ) -> None:
-        """Count a reply; `replica` is who gave it, where that is known."""
+        """Count a reply; `replica` sent it, if that is known."""
         self._told.append((latency_s, prompt_tokens, completion_tokens, replica))
         if len(self._told) >= _TOGETHER:
             self._add_up()
 
     @property
     def sums(self) -> ReplySums:
-        """Of all replies so far."""
+        """The statistics of all replies so far."""
         if self._told:
             self._add_up()
         return self._sums
@@ -85,13 +85,13 @@ class Replies:
 
 _Key = TypeVar("_Key", int, str)
 _NUMBERS = re.compile(r"(\bHTTP \d{3}\b|\bwithin [\d.]+ s\b)|\d+")  # the first two are the cause
-_SIGNATURES = 200  # different ones that are counted apart; the rest is "other"
-_EXAMPLES = 20  # signatures that are kept with an example; those that came first
+_SIGNATURES = 200  # different signatures that are counted separately; the rest is "other"
+_EXAMPLES = 20  # signatures that have an example, in order of occurrence
 _EXAMPLE_CHARACTERS = 500
 
 
 class FailureExample(msgspec.Struct, frozen=True):
-    """One of the rows that failed alike."""
+    """One of the rows that failed with the same signature."""
 
     row: int  # its position in the input
     status: int | None  # of HTTP, when there was one
@@ -99,7 +99,7 @@ class FailureExample(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """What one worker has counted since it began; in flight and paused are as of now."""
+    """The counters of one worker since it began; in flight and paused are present values."""
 
     rows_answered: int = 0
     rows_failed: int = 0
@@ -111,7 +111,7 @@ class Counters(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency: dict[int, int] = {}
-    latency_s: float = 0.0  # of all requests together
+    latency_s: float = 0.0  # summed over all requests
     prompt_sizes: dict[int, int] = {}
     completion_sizes: dict[int, int] = {}
     replicas: dict[str, ReplicaShare] = {}
@@ -122,12 +122,12 @@ class Counters(msgspec.Struct, frozen=True):
     outcomes: dict[int, int] = {}
     repeated: dict[str, int] = {}
     strata: dict[int, StratumSums] = {}
-    reached: int = 0  # the position of the last row that was begun
+    reached: int = 0  # the position of the last row that was started
     in_flight: int = 0
     paused: str | None = None
 
     def ended(self) -> Counters:
-        """The same of a worker that is gone: nothing of it is in flight."""
+        """The same for a worker that has ended: nothing of it is in flight."""
         strata = {
             name: msgspec.structs.replace(one, begun=one.rows) for name, one in self.strata.items()
         }
@@ -148,7 +148,7 @@ class Tally:
     rows_total: int | None = None
     rows_resumed: int = 0  # settled before this run
     resumed_from: Counter[str] = field(default_factory=Counter)  # of those: other jobs', by key
-    rows_waiting: int = 0  # for what another row of the same value comes to
+    rows_waiting: int = 0  # for the result of another row with equal values
     resumed_failed: int = 0  # of those: with an error
     resumed_verdicts: Counter[ReplyVerdict] = field(default_factory=Counter)  # of those
     rows_answered: int = 0  # by this run
@@ -157,8 +157,8 @@ class Tally:
     requests: int = 0
     retries: int = 0
     turned_away: int = 0  # back-pressure replies
-    timed_out: int = 0  # requests that got no reply within their limit
-    rows_shut_out: int = 0  # of those that failed: turned away, or without a reply in time
+    timed_out: int = 0  # requests without a reply within their limit
+    rows_shut_out: int = 0  # of those that failed: refused, or timed out
     replies: Replies = field(default_factory=Replies)
     dispatched: Dispatched = field(default_factory=Dispatched)
     slowest: SlowestRows = field(default_factory=SlowestRows)
@@ -167,12 +167,12 @@ class Tally:
     outcomes: Counter[int] = field(default_factory=Counter)  # of rows of this run: see `verdicts`
     repeated: Counter[str] = field(default_factory=Counter)  # retries by signature
     strata: Strata = field(default_factory=Strata)  # rows of this run by their prompts' lengths
-    reached: int = 0  # the position of the last row that was begun
+    reached: int = 0  # the position of the last row that was started
     forecaster: Forecaster = field(default_factory=Forecaster)
     began: float = field(default_factory=time.monotonic)
     first_row_at: float | None = None
-    paused: str | None = None  # why, while it is
-    timeout_s: float | None = None  # the limit of a request, where the run has one for all
+    paused: str | None = None  # the reason, while the run is paused
+    timeout_s: float | None = None  # the limit of a request, if the run has one for all
     limit: int | None = None  # calls that may be in flight
     replica_limits: Mapping[str, int] = field(default_factory=dict)  # of those, at each replica
     running: float | None = None  # at the whole endpoint, by its own gauges
@@ -180,15 +180,15 @@ class Tally:
     _published: tuple[int, Mapping[ReplyVerdict, int]] | None = None
 
     def published(self, rows_failed: int, verdicts: Mapping[ReplyVerdict, int]) -> None:
-        """Take what the output holds for the truth: an earlier answer may be better than the one
-        that a row got when it was asked again.
+        """Replace counters by those of the output: an earlier answer may be better than the one of
+        a row that was sent again.
         """
         self._published = rows_failed, verdicts
 
     def count_failure(self, row: int, error: RowError, *, shut_out: bool = False) -> None:
         """Count a failed row by its signature: the error without the numbers that differ.
 
-        `shut_out`: the error is one that every row gets when something is wrong with the endpoint.
+        `shut_out`: the error is one that every row gets if the endpoint has a problem.
         """
         self.rows_failed += 1
         self.rows_shut_out += shut_out
@@ -199,7 +199,7 @@ class Tally:
             self.examples[signature] = FailureExample(row, error.status, message)
 
     def count_shared(self, row: int, kept: RowValue, counts: RowValue) -> RowError | None:
-        """Count a row that waited, as it is kept and as it counts; its error if it has one."""
+        """Count a row that waited, as it is kept and as it counts; with its error, if any."""
         self.rows_waiting -= 1
         self.outcomes[outcome_of(kept)] += 1
         if not counts.error:
@@ -215,7 +215,7 @@ class Tally:
         _count(self.repeated, failure_signature(kind, message))
 
     def counters(self, *, with_replicas: bool = True) -> Counters:
-        """What was counted so far; what each replica did may be left out."""
+        """A copy of the counters; those per replica may be left out."""
         replies = self.replies.sums
         return Counters(
             **{name: getattr(self, name) for name in _SUMS},
@@ -236,7 +236,7 @@ class Tally:
         )
 
     def add(self, now: Counters, before: Counters) -> None:
-        """Count what a worker did between two of its reports."""
+        """Add the difference between two reports of a worker."""
         replies = self.replies.sums
         for owner, names in ((self, _SUMS), (replies, _REPLY_SUMS)):
             for name in names:
@@ -261,11 +261,11 @@ class Tally:
 
     @property
     def remark(self) -> str | None:
-        """What a person who looks should know, though the run goes on."""
+        """A remark for the user about a run that goes on; None: there is none."""
         if not self.timed_out:
             return None
         limit = "" if self.timeout_s is None else f" of {self.timeout_s:g} s"
-        about = 1 << (self.timed_out.bit_length() - 1)  # news when it has doubled, no sooner
+        about = 1 << (self.timed_out.bit_length() - 1)  # reported again when it has doubled
         return (
             f"{about} or more requests got no reply within the limit{limit} (--timeout sets it, "
             "--timeout-retries how often such a row is asked again)"
@@ -273,7 +273,7 @@ class Tally:
 
     @property
     def commonest_failure(self) -> FailureGroup | None:
-        """What most of the rows that failed in this run have in common, with one of them."""
+        """The most frequent failure of this run, with an example."""
         if not self.failures:
             return None
         signature, rows = self.failures.most_common(1)[0]
@@ -281,8 +281,8 @@ class Tally:
 
     @property
     def rows_done(self) -> int:
-        """Settled rows, those of earlier runs included. Once the output is published all of them: a
-        worker that was killed did not report its last ones.
+        """Settled rows, including those of earlier runs. Once the output is published: all rows,
+        since a killed worker did not report its last ones.
         """
         if self._published is not None and self.rows_total is not None:
             return self.rows_total
@@ -290,14 +290,14 @@ class Tally:
 
     @property
     def all_failed(self) -> int:
-        """Settled rows that carry an error, those of earlier runs included."""
+        """Settled rows with an error, including those of earlier runs."""
         if self._published is not None:
             return self._published[0]
         return self.resumed_failed + self.rows_failed
 
     @property
     def all_verdicts(self) -> dict[ReplyVerdict, int]:
-        """Settled rows by what their answers are, those of earlier runs included."""
+        """Settled rows by verdict, including those of earlier runs."""
         if self._published is not None:
             return dict(self._published[1])
         found = Counter(self.resumed_verdicts)
@@ -306,7 +306,7 @@ class Tally:
         return {verdict: rows for verdict, rows in found.items() if rows}
 
     def rows_per_s(self) -> float | None:
-        """Rows this run settled per second since it took its first."""
+        """Rows that this run settled per second since its first row."""
         if self.first_row_at is None:
             return None
         elapsed = time.monotonic() - self.first_row_at
@@ -314,15 +314,15 @@ class Tally:
         return settled / elapsed if elapsed > 0 and settled else None
 
     def look(self) -> None:
-        """Take note of how far the run is, for `time_left`: about once a second."""
+        """Record the progress for `time_left`: about once a second."""
         if self.first_row_at is not None:
             self.forecaster.look(time.monotonic(), self.in_flight, self.strata)
 
     def time_left(self) -> TimeLeft | None:
-        """Until the last row is settled; None: that is not known yet."""
+        """Until the last row is settled; None: not known yet."""
         if self.rows_total is None or self.first_row_at is None:
             return None
-        # A row that waits for another one's answer costs nothing.
+        # A row that waits for another row's answer costs nothing.
         rows = max(0, self.rows_total - self.rows_done - self.rows_waiting)
         return self.forecaster.time_left(rows, self.reached)
 
@@ -337,7 +337,7 @@ def _count(counter: Counter[str], signature: str) -> None:
 
 
 def counted_group(signature: str, rows: int, example: FailureExample | None) -> FailureGroup:
-    """Failed rows as they were counted, with an example where there is one."""
+    """Failed rows of one signature, with an example if there is one."""
     one = example or FailureExample(-1, None, signature)
     return FailureGroup(
         signature=signature,
@@ -349,7 +349,7 @@ def counted_group(signature: str, rows: int, example: FailureExample | None) -> 
 
 
 def failure_signature(kind: str, message: str) -> str:
-    """What errors of one cause have in common: their kind, and their words without the numbers that
-    differ from row to row; the status of a reply and the limit of a request do not.
+    """The common part of errors with one cause: their kind, and their message without the numbers
+    that differ from row to row; the status of a reply and the limit of a request are kept.
     """
     return f"{kind}: {_NUMBERS.sub(lambda found: found[1] or '#', message[:160])}"

@@ -1,6 +1,6 @@
-"""Which answers count: what replies said of them is kept with each row, and judged when it is read.
+"""Which answers count: the form of the replies is kept with each row, and judged when it is read.
 
-An answer is kept whatever becomes of it, so that another judgement later asks nothing again.
+An answer is kept whatever the judgement, so that another judgement later sends nothing again.
 
     code      of an answer: how its replies ended (its place among `ENDINGS`), and whether one of
               them said nothing, in the lowest bit; 0: it is complete
@@ -47,12 +47,12 @@ def _ending(code: int) -> ReplyVerdict:
 
 
 def outcome_of(value: RowValue) -> int:
-    """The byte that stands for what a row came to."""
+    """The byte that encodes a row's outcome."""
     return bool(value.error) | value.code << 1
 
 
 def verdict_of(outcome: int) -> ReplyVerdict:
-    """What a row's answer is."""
+    """The verdict of an outcome."""
     code = outcome >> 1
     if not code:
         return ReplyVerdict.ERROR if outcome & 1 else ReplyVerdict.COMPLETE
@@ -61,7 +61,7 @@ def verdict_of(outcome: int) -> ReplyVerdict:
 
 
 def count_verdicts(outcomes: NDArray[np.uint8]) -> dict[ReplyVerdict, int]:
-    """How many rows of each verdict there are; none that have none."""
+    """The number of rows by verdict; without verdicts of no row."""
     counted: dict[ReplyVerdict, int] = {}
     for outcome, rows in enumerate(np.bincount(outcomes).tolist()):
         if rows:
@@ -71,7 +71,7 @@ def count_verdicts(outcomes: NDArray[np.uint8]) -> dict[ReplyVerdict, int]:
 
 
 def error_of(code: int, attempts: int) -> RowError:
-    """Why an answer that does not count is none."""
+    """The error of a row whose answer does not count."""
     verdict = verdict_of(code << 1)
     kind, words = _WORDS[verdict]
     if verdict is ReplyVerdict.CUT and code & 1:
@@ -81,15 +81,15 @@ def error_of(code: int, attempts: int) -> RowError:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a job's results are read."""
+    """Which of a job's results count when they are read."""
 
     accept: Accept | None = None
     again: frozenset[ReplyVerdict] | None = None  # earlier results that do not count; empty: failed
-    before: int = 0  # the generation that asks them again
-    void_counts: bool = False  # errors of a run that gave up for too many of them
+    before: int = 0  # the generation that sends them again
+    void_counts: bool = False  # errors of a run that gave up after too many of them count
 
     def judged(self, value: RowValue) -> RowValue:
-        """A result as it counts: an answer that is not accepted is an error."""
+        """A result as it counts: an answer that is not accepted becomes an error."""
         if value.error or accepted(value.code, self.accept):
             return value
         error = msgspec.json.encode(error_of(value.code, value.attempts))
@@ -97,23 +97,25 @@ class Reading:
 
     @property
     def as_asked(self) -> Reading:
-        """Of the same job, what rows came to: also what is to be asked again."""
+        """The same job's results including those that are to be sent again."""
         errors = not self.again or ReplyVerdict.ERROR in self.again
         return Reading(self.accept, void_counts=errors)
 
     @cached_property
     def failed(self) -> NDArray[np.uint8]:
-        """By outcome: 1 where such a row counts as failed."""
+        """By outcome, shape (256,): 1 if such a row counts as failed."""
         return _failed(self.accept)
 
     @cached_property
     def errors(self) -> NDArray[np.uint8]:
-        """By outcome: 1 where there is no answer at all, whichever answers are accepted."""
+        """By outcome, shape (256,): 1 if there is no answer at all, whichever answers are
+        accepted.
+        """
         return np.arange(_OUTCOMES, dtype=np.uint8) & np.uint8(1)
 
     @cached_property
     def asked_again(self) -> NDArray[np.uint8]:
-        """By outcome: 1 where a row of an earlier generation is to be asked again."""
+        """By outcome, shape (256,): 1 if a row of an earlier generation is to be sent again."""
         if not self.again:
             return self.failed if self.again is not None else np.zeros(_OUTCOMES, np.uint8)
         chosen = [verdict_of(outcome) in self.again for outcome in range(_OUTCOMES)]
@@ -121,7 +123,9 @@ class Reading:
 
 
 class AsKept(Reading):
-    """Chooses among the results of a row as any reading, and gives them as they are kept."""
+    """Chooses among the results of a row as any reading does, and returns them in their stored
+    form.
+    """
 
     @override
     def judged(self, value: RowValue) -> RowValue:

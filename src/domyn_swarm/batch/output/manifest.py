@@ -1,7 +1,7 @@
-"""What an output says about itself: `_manifest.json` by shards, `<name>.manifest.json` by a file.
+"""The manifest of an output: `_manifest.json` beside shards, `<name>.manifest.json` beside a file.
 
-It names the job, its input and every file with its checksum, so that `job verify` and whoever gets
-the output can tell whether it is whole. It holds no secrets: it travels with the output.
+It names the job, its input and every file with its checksum, so that `job verify` and other readers
+can tell whether the output is complete. It holds no secrets: it travels with the output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from domyn_swarm.record import Meta, field
 
 MANIFEST_NAME = "_manifest.json"  # readers of a folder of Parquet files skip such names
 _SUFFIX = ".manifest.json"
-_FILE_NAME = r"^\.*[^/.][^/]*$"  # a name, never a path: what is read lies beside the manifest
+_FILE_NAME = r"^\.*[^/.][^/]*$"  # a name, never a path: only files beside the manifest are read
 _SECRET = re.compile(
     r"api[_-]?key|secret|passw|authori[sz]ation|cookie|(?:access|auth|api|hf|bearer)[_-]?token|^token$",
     re.IGNORECASE,
@@ -40,14 +40,14 @@ class JobFacts(Record):
 
 
 class InputFacts(Record):
-    """What was read."""
+    """The input that was read."""
 
     path: str
     rows: int  # all of them, whatever the limit
 
 
 class TokenCounts(Record):
-    """Of the requests that the rows' results came from, whichever run sent them."""
+    """Of the requests behind the rows' results, from all runs."""
 
     prompt: int
     completion: int
@@ -58,7 +58,7 @@ class ColumnFacts(Record):
 
     name: str
     type: str
-    note: str | None = None  # why its values are JSON, or text though they are numbers
+    note: str | None = None  # why its values are JSON, or text although they are numbers
 
 
 class OutputFile(Record):
@@ -68,21 +68,21 @@ class OutputFile(Record):
     rows: int
     bytes: int
     sha256: str
-    modified_at: datetime | None = None  # by the file system that it was written to
+    modified_at: datetime | None = None  # by the file system that holds it
 
 
 class RowCounts(Record):
-    """What the rows of an output came to."""
+    """The outcomes of an output's rows."""
 
     rows: int
     rows_failed: int  # they carry an `_error`
     rows_empty: int  # answered, and every answer column is null
-    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # all rows, by answers
+    verdicts: dict[ReplyVerdict, int] = field(default_factory=dict)  # all rows, by verdict
     tokens: TokenCounts
 
 
 class Manifest(RowCounts):
-    """The whole account of one output."""
+    """The manifest of one output."""
 
     schema_version: Literal[1] = 1
     job: JobFacts
@@ -96,21 +96,21 @@ class Manifest(RowCounts):
 
 
 def modified_at(path: Path) -> datetime:
-    """When the content of a file changed last, to the microsecond.
+    """The last change of a file's content, to the microsecond.
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: the file cannot be examined.
     """
     return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=path.stat().st_mtime_ns // 1000)
 
 
 def manifest_path(output: Path, *, sharded: bool) -> Path:
-    """Where the manifest of an output lies."""
+    """The path of an output's manifest."""
     return output / MANIFEST_NAME if sharded else output.with_name(f"{output.name}{_SUFFIX}")
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest in a file; None when there is none, or it is none of ours."""
+    """The manifest in a file; None if there is none, or it is not a manifest of this program."""
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
@@ -118,7 +118,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def versions() -> dict[str, str]:
-    """What wrote the output."""
+    """The versions of the programs that wrote the output."""
     import pyarrow as pa
 
     return {
@@ -129,13 +129,13 @@ def versions() -> dict[str, str]:
 
 
 def without_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as JSON, with `***` for every value whose name says that it is a secret."""
+    """Fields as JSON, with `***` for every value whose name marks it as a secret."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(fields), default=repr))
     return {name: _hidden(name, value) for name, value in plain.items()}
 
 
 def is_secret(name: str) -> bool:
-    """Whether a name says that its value is a secret."""
+    """Whether a name marks its value as a secret."""
     return _SECRET.search(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Types of columns that only their values determine: settled before Parquet is written."""
+"""Types of columns that depend on their values: settled before Parquet is written."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from domyn_swarm.batch.column_values import (
 from domyn_swarm.batch.input.csv_files import ARROW_TYPES, CellShape, as_array
 from domyn_swarm.batch.input.reading import CellType
 
-_EXACT = 1 << 53  # whole numbers up to here are fractions as well; of those beyond, some
+_EXACT = 1 << 53  # integers up to here are exact as floats, beyond it only some
 _DIGITS = 38  # of a decimal
 _DEPTH = 32
 _KINDS = {"text": pa.string(), "true or false": pa.bool_(), "nothing": pa.null()}
 
 
 class NoType(Exception):
-    """No one type holds the values; says why."""
+    """No single type holds the values; the message says why."""
 
 
 @dataclass
 class Shape:
-    """What the values seen so far have in common. Once they have nothing, it looks no further."""
+    """The common type of the values so far. Once there is none, further values are not examined."""
 
     kind: str = "nothing"
     fractions: bool = False
     least: int = 0
     most: int = 0
-    inexact: int | None = None  # a whole number that may equal no fraction
+    inexact: int | None = None  # an integer that may not be exact as a float
     items: Shape | None = None
     fields: dict[str, Shape] = field(default_factory=dict)
-    why: str = ""  # there is no type
+    why: str = ""  # why there is no common type
     depth: int = 0
 
     def add(self, value: Any) -> None:  # noqa: ANN401 - JSON
-        """Take one more value."""
+        """Add a value."""
         if self.why or value is None:
             return
         try:
@@ -55,7 +55,7 @@ class Shape:
             self.give_up(str(none))
 
     def give_up(self, why: str) -> None:
-        """From now on there is no type, and nothing is kept of the values."""
+        """There is no common type from now on; nothing is kept of the values."""
         self.why, self.items, self.fields = why, None, {}
 
     def _add(self, value: Any) -> None:  # noqa: ANN401 - JSON
@@ -118,7 +118,7 @@ class Shape:
             raise NoType(f"it holds whole numbers of more than {_DIGITS} digits")
 
     def merge(self, other: Self) -> None:
-        """Take the values that another shape has seen."""
+        """Add the values of another shape."""
         if self.why or other.kind == "nothing":
             self.why = self.why or other.why
             return
@@ -149,7 +149,7 @@ class Shape:
                 self.fields[name]._merge(one)
 
     def arrow(self) -> pa.DataType:
-        """The type; JSON where there is no other (see `why`)."""
+        """The type; JSON if there is no other (see `why`)."""
         return JSON if self.why else self._arrow()
 
     def _arrow(self) -> pa.DataType:
@@ -175,7 +175,7 @@ _TYPES_OF_CELLS: dict[pa.DataType, CellType] = {
 
 
 class OpenTypes:
-    """Columns whose values have to be looked at, and what was seen of them."""
+    """Columns whose values have to be examined, and their shapes so far."""
 
     def __init__(self, json: Sequence[str] = (), cells: Sequence[str] = ()) -> None:
         """`json` are columns of JSON, `cells` such of text."""
@@ -188,7 +188,7 @@ class OpenTypes:
         return [*self._shapes, *self._cells]
 
     def look(self, batch: pa.RecordBatch) -> None:
-        """Take the values of a batch that has the columns."""
+        """Add the values of a batch that has the columns."""
         for name, shape in self._shapes.items():
             for value in () if shape.why else json_values(batch.column(name)):
                 shape.add(value)
@@ -197,12 +197,12 @@ class OpenTypes:
                 cells.add(cell)
 
     def merge(self, other: Self) -> None:
-        """Take what another one has seen of the same columns."""
+        """Add the values of another object for the same columns."""
         for name, shape in self._shapes.items():
             shape.merge(other._shapes[name])
 
     def settled(self, schema: pa.Schema) -> pa.Schema:
-        """The schema with the types of what was seen."""
+        """The schema with the types of the examined values."""
         kinds = {name: shape.arrow() for name, shape in self._shapes.items()}
         kinds |= {name: ARROW_TYPES[cells.cell_type()] for name, cells in self._cells.items()}
         fields = [field.with_type(kinds.get(field.name, field.type)) for field in schema]
@@ -216,8 +216,8 @@ class OpenTypes:
 
 
 def for_parquet(schema: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:
-    """The schema with JSON text for types that Parquet has no place for; and why, by column.
-    Categories whose texts are views, as polars has them, become those of text.
+    """The schema with JSON text for types that Parquet does not support; and why, by column.
+    Dictionaries of text views, as polars writes them, become dictionaries of text.
     """
     fields = [field.with_type(_text_categories(field.type)) for field in schema]
     schema = pa.schema(fields, metadata=schema.metadata)
@@ -279,7 +279,7 @@ def typed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def typed_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column as one of the type that was settled for it."""
+    """A column with its settled type."""
     if pa.types.is_string(column.type) and kind in _TYPES_OF_CELLS:
         return as_array(column.to_pylist(), _TYPES_OF_CELLS[kind])
     if _is_view_category(column.type) and pa.types.is_dictionary(kind):

@@ -1,8 +1,8 @@
-"""The results of an input's rows, in the rows' order; each frame is decoded once for each reading.
+"""The results of an input's rows, in the rows' order; each frame is decoded once per reading.
 
-Where the frames that neighbouring rows need fit into memory together, they are decoded as their
-first row comes and let go after their last one. Where they do not (an input that was shuffled, a
-thousand writers of large answers), their values are copied into the rows' order first.
+If the frames that neighbouring rows need fit into memory together, they are decoded at their first
+row and released after their last one. If they do not (a shuffled input, a thousand writers of large
+answers), their values are first copied in the rows' order.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class OrderedResults(Protocol):
     """The results of an input's rows. May be read more than once."""
 
     def of(self, start: int, batch: pa.RecordBatch) -> list[RowValue | None]:
-        """The results of a batch of the input that begins with row `start`, None where there is no
-        readable one; batch after batch in order.
+        """The results of a batch of the input that begins with row `start`, None for a row without
+        a readable one. Batches must be requested in order.
         """
 
     def count_failed(self) -> int:
-        """How many rows failed; no values are read."""
+        """The number of failed rows; values are not read."""
 
 
 def ordered_results(
@@ -40,7 +40,7 @@ def ordered_results(
 
     Raises:
         InvalidInput: the input cannot be read.
-        JobError: no disk takes the copy that is needed.
+        JobError: no disk has room for the required copy.
     """
     frames = index.frames
     if index.in_order and _fits(frames, frames.first, frames.last):
@@ -53,7 +53,7 @@ def ordered_results(
 
 def _fits(frames: FrameFiles, first: NDArray[np.int64], last: NDArray[np.int64]) -> bool:
     """Whether the frames that any lot of rows needs fit into memory together; `first` and `last`:
-    the rows of each frame, -1 where it has none.
+    the rows of each frame, -1 if it has none.
     """
     used = np.flatnonzero(first >= 0)
     size = frames.decoded_bytes[used]
@@ -64,7 +64,7 @@ def _fits(frames: FrameFiles, first: NDArray[np.int64], last: NDArray[np.int64])
 
 
 class _InPlace(OrderedResults):
-    """Results in the order of the rows, as few at a time as rows."""
+    """Results in the order of the rows, read row by row."""
 
     def __init__(self, dataset: Dataset, keys: RowKeys, index: RowIndex, limit: int | None) -> None:
         self._dataset = dataset
@@ -94,7 +94,7 @@ class _InPlace(OrderedResults):
 
 
 class _Placed(OrderedResults):
-    """Results in about the order of the rows."""
+    """Results in approximately the order of the rows."""
 
     def __init__(self, places: Places, frames: FrameFiles) -> None:
         self._places = places
@@ -137,10 +137,10 @@ def _values(
     row: NDArray[np.int64],
     names: NDArray[np.uint64],
 ) -> list[RowValue | None]:
-    """The values at places, if they are of the rows that are named."""
+    """The values at places, if they belong to the named rows."""
     found: list[RowValue | None] = [None] * len(frame)
     order = np.argsort(frame, kind="stable")
-    order = order[np.searchsorted(frame[order], 0) :]  # without those that have no frame
+    order = order[np.searchsorted(frame[order], 0) :]  # without places that have no frame
     places = zip(
         order.tolist(),
         frame[order].tolist(),

@@ -1,5 +1,5 @@
-"""Files of an output: written in a folder beside it, then moved into place whole; and whose file it
-is that lies there.
+"""Files of an output: written in a staging folder next to it, then moved into place whole; and the
+ownership of existing files.
 """
 
 from __future__ import annotations
@@ -39,28 +39,32 @@ IDENTITY_KEY = b"domyn_swarm.process_identity"
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes an output, and what it may replace."""
+    """The job that writes an output, and what it may replace."""
 
     identity: str
     input_path: str | None = None  # None: the output is read, not written
-    overwrite: bool = False  # what any job wrote, not this one alone
+    overwrite: bool = False  # files of any job, not of this job alone
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the identity, without secrets
 
     def may_replace(
         self, file: InputFile, manifests: Iterable[Manifest | None], facts: InputFacts
     ) -> bool:
-        """Whether a file is of this job's output, by its metadata or by one of the manifests."""
+        """Whether a file belongs to this job's output, by its metadata or by one of the
+        manifests.
+        """
         return self.owns(written_identity(file)) or any(
             one is not None and self.owns(one.job.identity) and is_named(file, one, facts)
             for one in manifests
         )
 
     def owns(self, identity: str | None) -> bool:
-        """Whether what a job of that identity wrote may be replaced."""
+        """Whether the output of a job with that identity may be replaced."""
         return identity is not None and (self.overwrite or identity == self.identity)
 
     def refusal(self, where: str, there: Manifest | None) -> OutputExists:
-        """Why `where` is not replaced; `there` is what it says of itself, None: it is nobody's."""
+        """The reason why `where` is not replaced; `there`: its owner's description, None: it has
+        none.
+        """
         if there is None:
             return OutputExists(
                 f"{where} exists and is not this job's output.",
@@ -77,7 +81,7 @@ class Writer:
         )
 
     def check_input(self, there: Manifest | None, where: str) -> None:
-        """Refuse to replace an output that has the rows of another input.
+        """Refuse to replace an output with the rows of another input.
 
         Raises:
             OutputExists: names that input.
@@ -92,12 +96,12 @@ class Writer:
 
 
 def is_whole(file: InputFile, there: Manifest | None, facts: InputFacts) -> bool:
-    """Whether a file is as the job wrote it whose manifest is there."""
+    """Whether a file is unchanged since the job of this manifest wrote it."""
     return there is not None and Writer(there.job.identity).may_replace(file, [there], facts)
 
 
 def written_identity(file: InputFile) -> str | None:
-    """The identity of the job that wrote a Parquet file; None when its metadata tells none."""
+    """The identity of the job that wrote a Parquet file; None if its metadata has none."""
     if file.kind != "parquet":
         return None
     try:
@@ -110,9 +114,9 @@ def written_identity(file: InputFile) -> str | None:
 
 
 def is_named(file: InputFile, manifest: Manifest | None, facts: InputFacts) -> bool:
-    """Whether a manifest names the file as it is: with its size, and the moment of its last change.
-    Only where that is another one, as after copying, the file is read for its checksum; once, as
-    long as it is the same.
+    """Whether a manifest names the file in its present state: by its size and its time of change.
+    Only if the time differs, as after copying, the file is read for its checksum; once, while it is
+    unchanged.
     """
     if manifest is None:
         return False
@@ -129,7 +133,7 @@ def is_named(file: InputFile, manifest: Manifest | None, facts: InputFacts) -> b
 
 
 SHARD_ROWS = 250_000
-"""Rows in each shard of `--shard-output`; the last one has what is left."""
+"""Rows in each shard of `--shard-output`; the last shard has the rest."""
 
 KIND_OF_SUFFIX = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 _SHARD_NAME = re.compile(r"^part-\d{5,}\.parquet$")
@@ -141,12 +145,12 @@ def shard_name(number: int) -> str:
 
 
 def opener_of(kind: str, form: TextForm | None = None) -> OpenSink:
-    """What writes files of a kind; text in a form of its own, if given."""
+    """The writer for files of a kind; text in the given form, if any."""
     return ParquetSink if kind == "parquet" else functools.partial(TextSink, form or FORMS[kind])
 
 
 class Place(Protocol):
-    """Where a job's output goes: one file, or a folder of shards."""
+    """The destination of a job's output: one file, or a folder of shards."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -156,32 +160,32 @@ class Place(Protocol):
         """Refuse to replace anything that this job did not write.
 
         Args:
-            least_bytes: what the output will have at least.
+            least_bytes: the least size of the output.
 
         Raises:
-            OutputExists: names what stands in the way.
-            InvalidInput: nothing can be written there, or there is no room for it.
+            OutputExists: names the file that is in the way.
+            InvalidInput: the destination is not writable, or has too little room.
         """
 
     def stage(self) -> contextlib.AbstractContextManager[Path]:
-        """A fresh folder to write its files in; gone afterwards."""
+        """A new folder for its files; removed afterwards."""
 
     def put(self, stage: Path) -> None:
-        """Move what was written in the stage into place, the manifest last.
+        """Move the staged files into place, the manifest last.
 
         Raises:
-            OutputExists: something foreign has come to lie there meanwhile.
+            OutputExists: another program has created a file there meanwhile.
             OSError: it cannot be written.
         """
 
     def manifest(self) -> Manifest | None:
-        """What the output that lies there says of itself; None: there is none."""
+        """The manifest of the existing output; None: there is none."""
 
     def files(self, manifest: Manifest) -> list[InputFile]:
         """The files that a manifest names, in the order of their rows."""
 
     def surplus(self, manifest: Manifest) -> list[str]:
-        """Parquet files among the shards that the manifest does not name."""
+        """Parquet files among the shards that are not in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ class OutputPlace(Place):
     path: Path
     sharded: bool
     writer: Writer
-    facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
+    facts: InputFacts = field(default_factory=InputFacts)  # of existing files
 
     @property
     @override
@@ -234,7 +238,7 @@ class OutputPlace(Place):
                 f"The output {self.path} cannot be written: {error.filename}: {error.strerror}.",
                 hint="Choose another output, or correct the folder's permissions.",
             ) from error
-        if room.total and room.free < least_bytes:  # some file systems do not tell
+        if room.total and room.free < least_bytes:  # some file systems do not report it
             raise InvalidInput(
                 f"The output {self.path} will have {least_bytes / 1e9:.1f} GB or more, and "
                 f"{there} has room for {room.free / 1e9:.1f} GB.",
@@ -263,11 +267,11 @@ class OutputPlace(Place):
         return self.writer.may_replace(InputFile(str(path)), manifests, self.facts)
 
     def _manifests(self) -> list[Path]:
-        """The one in place, and those that a kill kept from getting there."""
+        """The manifest in place, and those of interrupted moves."""
         return [self._manifest, *(left / self._manifest.name for left in self._left())]
 
     def _left(self) -> list[Path]:
-        """Stages of runs of this job that are at work or were killed."""
+        """Staging folders of runs of this job that are active or were killed."""
         prefix = f".{self.path.name}.{self.writer.identity}."
         inside = self.path.parent.iterdir() if self.path.parent.is_dir() else ()
         return [
@@ -281,7 +285,8 @@ class OutputPlace(Place):
         parent = self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
         for left in self._left():
-            # No other job with these requests writes here now: it was refused as it was submitted.
+            # No other job with these requests writes here now: it was refused when it was
+            # submitted.
             self._finish_move(left)
             shutil.rmtree(left)
         if self._aside.exists() and not self.path.exists():
@@ -291,16 +296,18 @@ class OutputPlace(Place):
         try:
             yield stage
         finally:
-            if not self._is_half_moved(stage):  # else the next run of this job goes on with it
+            if not self._is_half_moved(stage):  # else the next run of this job completes the move
                 shutil.rmtree(stage, ignore_errors=True)
 
     def _is_half_moved(self, stage: Path) -> bool:
-        """Whether the output is in place and its manifest is not: it alone says whose text is."""
+        """Whether the output is in place and its manifest is not, which alone identifies the owner
+        of text.
+        """
         moved = not self.sharded and not (stage / self.path.name).exists()
         return moved and (stage / self._manifest.name).exists()
 
     def _finish_move(self, stage: Path) -> None:
-        """Put the manifest of a file that is in place where it belongs."""
+        """Move the manifest of a file that is in place next to it."""
         waiting = stage / self._manifest.name
         in_place = InputFile(str(self.path))
         told = None if self.sharded else read_manifest(waiting)
@@ -309,7 +316,7 @@ class OutputPlace(Place):
 
     @property
     def _aside(self) -> Path:
-        """Where the old shards are for as long as it takes to rename the new ones."""
+        """The folder of the old shards while the new ones are renamed."""
         return self.path.with_name(f".{self.path.name}.{self.writer.identity}.replaced")
 
     @override
@@ -327,7 +334,7 @@ class OutputPlace(Place):
         if not self.path.exists():
             stage.rename(self.path)
             return
-        if self._aside.exists():  # a run was killed while it removed the shards it had replaced
+        if self._aside.exists():  # a run was killed while it removed the replaced shards
             shutil.rmtree(self._aside)
         self.path.rename(self._aside)
         try:
@@ -339,5 +346,5 @@ class OutputPlace(Place):
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether a file's name is one that `shard_name` gives."""
+    """Whether a file's name has the form of `shard_name`."""
     return bool(_SHARD_NAME.match(name))

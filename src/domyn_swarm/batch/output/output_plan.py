@@ -1,4 +1,4 @@
-"""Which columns an output has, where it goes, and whether it can be written."""
+"""The plan of an output: its columns, its destination, and checks that it can be written."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from domyn_swarm.batch.output.schema import OutputSchema
 from domyn_swarm.batch.output.text_forms import FORMS, JsonLines, TextForm
 from domyn_swarm.errors import InvalidInput
 
-_SAMPLED = 16  # rows that are written before anything is asked
+_SAMPLED = 16  # rows that are written in the check before the first request
 
 OutputMode = Literal["append", "replace", "io_only"]
 
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """Which columns the output has, where it goes, and what its manifest says of the job."""
+    """The columns of the output, its destination, and the job's facts for its manifest."""
 
     target: str  # a path or URL
     mode: OutputMode
@@ -46,39 +46,39 @@ class OutputPlan:
     job: JobFacts
     input_path: str
     sharded: bool = False  # a folder of files instead of one
-    write: WriteFile | None = None  # how a library writes each file; None: as usual
-    lines: TextForm | None = None  # how the job writes JSON Lines; None: an object of the columns
-    infer_types: bool = False  # of the cells of CSV that are kept
+    write: WriteFile | None = None  # a library's writer for each file; None: the default
+    lines: TextForm | None = None  # the job's form of JSON Lines; None: an object of the columns
+    infer_types: bool = False  # of kept cells of CSV
     recursive: bool = False  # whether the sub-folders of the input are read
-    overwrite: bool = False  # also what another job of ours wrote, or this one of another input
-    facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there already
+    overwrite: bool = False  # also the output of another job, or of this job with another input
+    facts: InputFacts = field(default_factory=InputFacts)  # of existing files
 
     @property
     def place(self) -> Place:
-        """Where the files lie."""
+        """The location of the files."""
         job, overwrite = self.job, self.overwrite
         writer = Writer(job.identity, self.input_path, overwrite, job.identity_fields)
         return place_of(self.target, sharded=self.sharded, writer=writer, facts=self.facts)
 
     @property
     def _first_file(self) -> str:
-        """One of the files that are written, as an input would have it."""
+        """One of the files, as an input file."""
         return f"{self.target.rstrip('/')}/part-00000.parquet" if self.sharded else self.target
 
     @property
     def kind(self) -> str:
-        """What the files hold, by their name; nothing when that is not known."""
+        """The kind of the files, by their name; empty if unknown."""
         suffix = PurePosixPath(self.target).suffix.lower()
         return "parquet" if self.sharded else KIND_OF_SUFFIX.get(suffix, "")
 
     def form(self, dataset: Dataset) -> TextForm | None:
-        """What the files' text looks like; None for Parquet."""
+        """The form of the files' text; None for Parquet."""
         if self.kind != "jsonl":
             return FORMS.get(self.kind)
         return self.lines or JsonLines(row_column_of(dataset))
 
     def open_sink(self, dataset: Dataset) -> OpenSink:
-        """What writes each file."""
+        """The writer for each file."""
         if self.write is None:
             return opener_of(self.kind, self.form(dataset))
         return functools.partial(LibrarySink, self.write)
@@ -89,7 +89,7 @@ class OutputPlan:
         return KeptColumns(dataset, self._kept_names(dataset), as_rows=as_rows)
 
     def kept_columns(self, dataset: Dataset) -> KeptColumns:
-        """As `kept`, each column by itself."""
+        """As `kept`, with each column separate."""
         return KeptColumns(dataset, self._kept_names(dataset), as_rows=False)
 
     def _kept_names(self, dataset: Dataset, mode: OutputMode | None = None) -> list[str]:
@@ -103,20 +103,21 @@ class OutputPlan:
         return [name for name in names if name in inputs or name == self.keys.id_column]
 
     def rows(self, dataset: Dataset, index: RowIndex, limit: int | None) -> OutputRows:
-        """The rows that have a result, as the files have them but for open types."""
+        """The rows that have a result, as in the files but for open types."""
         kept = self.kept(dataset)
         cells = kept.columns if self.infer_types else []
         text = [name for name in cells if dataset.schema.field(name).type == pa.string()]
         return OutputRows(dataset, self.keys, kept, self.schema, index, limit, text)
 
     def check(self, dataset: Dataset, limit: int | None = None) -> None:
-        """Refuse an output that cannot be written, before anything is asked.
+        """Refuse an output that cannot be written, before the first request.
 
         Raises:
             InvalidInput: an output column has the name of a kept input column, the path's kind is
-                not supported, or its writer does not take the columns, or there is no room.
-            OutputExists: something this job did not write lies at the path, or what it wrote of
-                another input.
+                not
+                supported, its writer does not support the columns, or there is no room.
+            OutputExists: a file of another owner is at the path, or this job's output of another
+                input.
         """
         if not self.kind:
             raise InvalidInput(
@@ -145,7 +146,7 @@ class OutputPlan:
         self._try_writing(dataset)
 
     def check_names(self, dataset: Dataset) -> None:
-        """Refuse columns that there would be twice.
+        """Refuse duplicate columns.
 
         Raises:
             InvalidInput: an output column has the name of a kept input column.
@@ -170,14 +171,14 @@ class OutputPlan:
             )
 
     def _least_bytes(self, dataset: Dataset, limit: int | None) -> int:
-        """What text that keeps all text of the input has at least; of others nothing is known."""
+        """The least size of text that keeps all text of the input; 0 for other outputs."""
         if self.has_types or self.mode != "append" or not dataset.rows:
             return 0
         rows = dataset.rows if limit is None else min(limit, dataset.rows)
         return text_bytes(dataset) * rows // dataset.rows
 
     def _try_writing(self, dataset: Dataset) -> None:
-        """Write a file with the first rows of the input, by the very writer of the output."""
+        """Write a file with the first rows of the input, with the same writer as the output."""
         kept = self.kept(dataset)
         answers = {name: kind for name, kind in self.schema.arrow.items() if kind is not None}
         fields = [*kept.fields, *(pa.field(name, kind) for name, kind in answers.items())]
@@ -234,11 +235,11 @@ class OutputPlan:
 
     @property
     def has_types(self) -> bool:
-        """Whether the files have types; text is written as it is."""
+        """Whether the files have types; text has none."""
         return self.kind == "parquet"
 
     def typed_schema(self, raw: pa.Schema, types: OpenTypes) -> tuple[pa.Schema, dict[str, str]]:
-        """The columns in the types that they have in the files; why some of them are JSON text."""
+        """The columns with their types in the files; and why some of them are JSON text."""
         if not self.has_types:
             return raw, {}
         schema, reasons = for_parquet(types.settled(raw))

@@ -1,4 +1,4 @@
-"""Files of rows in a folder, from batches of any size, in the form that an output has."""
+"""Files of rows in a folder, from batches of any size, in the form of the output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from domyn_swarm.batch.output.text_forms import TextForm
 from domyn_swarm.errors import InvalidInput
 
 _GROUP_ROWS = 64 * 1024
-_GROUP_BYTES = 16 * 1024 * 1024  # what is held in memory before it is written
+_GROUP_BYTES = 16 * 1024 * 1024  # the size in memory at which it is written
 
 
 class FileSink(Protocol):
@@ -30,10 +30,10 @@ class FileSink(Protocol):
         """Append rows, at least one."""
 
     def close(self) -> None:
-        """Have all of it in the file."""
+        """Write the rest and close the file."""
 
     def abandon(self) -> None:
-        """Let go of the file, which nobody will read."""
+        """Close the file, which is incomplete and will be removed."""
 
 
 OpenSink = Callable[[Path, pa.Schema], FileSink]
@@ -41,7 +41,7 @@ WriteFile = Callable[[pa.Table, Path], None]
 
 
 class ParquetSink(FileSink):
-    """Parquet with full row groups; the schema's metadata goes with it."""
+    """Parquet with full row groups; includes the schema's metadata."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
@@ -82,7 +82,7 @@ class TextSink(FileSink):
 
 
 class LibrarySink(FileSink):
-    """A file that a library writes from a frame, which is therefore in memory whole."""
+    """A file that a library writes from a frame, which is in memory as a whole."""
 
     def __init__(self, write: WriteFile, path: Path, schema: pa.Schema) -> None:
         self._write = write
@@ -148,7 +148,7 @@ class PartWriter:
                 self._close_file()
 
     def finish(self) -> list[OutputFile]:
-        """Write what is left; what was written, in order."""
+        """Write the rest; returns the files, in order."""
         if self._buffer or self._sink is not None or not self.files:
             self._close_file()
         return self.files
@@ -193,6 +193,6 @@ class PartWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._sink is not None:  # given up half-way: the folder goes anyway
+        if self._sink is not None:  # abandoned: the folder is removed anyway
             with contextlib.suppress(OSError):
                 self._sink.abandon()

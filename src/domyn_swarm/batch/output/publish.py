@@ -1,7 +1,7 @@
 """From input and results to the output's files: a streaming join in input order, then a rename.
 
-Memory does not grow with the rows. Where a file has types, those that are open are settled in a
-first pass over the rows, so that no batch can disagree with another.
+Memory does not grow with the rows. If a file has types, open types are settled in a first pass over
+the rows, so that all batches agree.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log = get_logger(__name__)
 
 
 class ResultsMissing(Exception):
-    """Some rows have no readable result: a damaged file. They have to be asked again."""
+    """Some rows have no readable result: a file is damaged. They have to be sent again."""
 
     def __init__(self, ordinals: set[int]) -> None:
         super().__init__(f"{quantity(len(ordinals), 'result')} cannot be read")
@@ -53,16 +53,15 @@ def publish(
     limit: int | None,
     check_held: Callable[[], None] = lambda: None,
 ) -> RowCounts:
-    """Write the output and its manifest; return what its rows came to.
+    """Write the output and its manifest; returns the outcomes of its rows.
 
-    The output appears whole or not at all. `check_held` raises just before that where this driver
-    has lost its job.
+    The output appears whole or not at all. Immediately before that, `check_held` raises if this
+    driver has lost its job.
 
     Raises:
         ResultsMissing: rows without a readable result; nothing was written.
-        CheckpointLost: another driver goes on; nothing was written.
-        JobError: the output cannot be written, or something this job did not write has come to
-            lie at the path.
+        CheckpointLost: another driver continues; nothing was written.
+        JobError: the output cannot be written, or another program has created a file at the path.
     """
     try:
         return _publish(dataset, plan, index, limit, check_held)
@@ -124,9 +123,7 @@ def _publish(
 
 
 def _looked_at(rows: OutputRows, plan: OutputPlan) -> tuple[int, OpenTypes]:
-    """How many rows failed, and what is to be known of open types; values are read for these
-    alone.
-    """
+    """The number of failed rows, and the shapes of open types; values are read only for these."""
     types = rows.open_types()
     if plan.has_types and types.names:
         found = rows.survey()
@@ -135,14 +132,14 @@ def _looked_at(rows: OutputRows, plan: OutputPlan) -> tuple[int, OpenTypes]:
 
 
 def _as_read(path: Path, schema: pa.Schema) -> pa.Schema:
-    """The columns as readers find them: Parquet has not all of Arrow's types."""
+    """The columns as readers get them: Parquet does not support all of Arrow's types."""
     return pq.read_schema(path) if path.suffix.lower() == ".parquet" else schema
 
 
 def _columns(
     rows: OutputRows, schema: pa.Schema, reasons: dict[str, str]
 ) -> tuple[ColumnFacts, ...]:
-    """As `columns_of`, with each of the input's where rows are kept as they were."""
+    """As `columns_of`, with each of the input's columns if rows keep their form."""
     facts = columns_of(schema, reasons)
     if rows.kept.columns == rows.kept.names:
         return facts
@@ -151,7 +148,7 @@ def _columns(
 
 
 def columns_of(schema: pa.Schema, reasons: dict[str, str] | None = None) -> tuple[ColumnFacts, ...]:
-    """Names and types, as a manifest tells them."""
+    """Names and types in the form of a manifest."""
     notes = reasons or {}
     return tuple(
         ColumnFacts(
@@ -166,7 +163,7 @@ def columns_of(schema: pa.Schema, reasons: dict[str, str] | None = None) -> tupl
 def _write_rows(
     writer: PartWriter, rows: OutputRows, raw: pa.Schema, answers: list[str]
 ) -> RowCounts:
-    """Every input row with its answer; raises `ResultsMissing` when some have none."""
+    """Every input row with its answer; raises `ResultsMissing` if some have none."""
     missing: set[int] = set()
     start = failed = empty = prompt = completion = 0
     verdicts: Counter[ReplyVerdict] = Counter()

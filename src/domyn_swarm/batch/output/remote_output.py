@@ -1,7 +1,8 @@
-"""Outputs at URLs (`s3://…`): written here, then sent, the manifest last.
+"""Outputs at URLs (`s3://…`): written locally, then uploaded, the manifest last.
 
-A store shows a file once all of it has arrived. What is on its way is named by a second manifest
-(`.<name>.<identity>.manifest.json`), so that a run that was killed knows its own files again.
+A store shows a file once all of it has arrived. A second manifest
+(`.<name>.<identity>.manifest.json`) names the files of an upload, so that a run after a kill
+recognises its own files.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def _path(url: str) -> str:
 def place_of(
     target: str, *, sharded: bool, writer: Writer, facts: InputFacts | None = None
 ) -> Place:
-    """Where an output goes that users call `target`; a link to a folder of shards is followed.
-    `facts`: what is known of files that lie there.
+    """The destination of an output that users name by `target`; a link to a folder of shards is
+    followed. `facts`: recorded facts of existing files.
     """
     known = InputFacts() if facts is None else facts
     if "://" in target:
@@ -57,7 +58,7 @@ class RemotePlace(Place):
     url: str
     sharded: bool
     writer: Writer
-    facts: InputFacts = field(default_factory=InputFacts)  # of files that lie there
+    facts: InputFacts = field(default_factory=InputFacts)  # of existing files
 
     @property
     @override
@@ -69,7 +70,7 @@ class RemotePlace(Place):
 
     @property
     def _folder(self) -> str:
-        """The URL of the folder that the files lie in."""
+        """The URL of the folder of the files."""
         return self.url.rstrip("/") if self.sharded else self.url.rpartition("/")[0]
 
     @property
@@ -92,7 +93,7 @@ class RemotePlace(Place):
             there = self._there(system)
             found = next((one for one in there if not self._wrote(one)), None)
             if found is None:
-                if {*there} - {self.names[1]}:  # a manifest alone is nobody's output
+                if {*there} - {self.names[1]}:  # a manifest alone is not an output
                     self.writer.check_input(self.manifest(), self.url)
                 self._try_writing(system)
                 return
@@ -101,7 +102,7 @@ class RemotePlace(Place):
         raise self.writer.refusal(f"{self._folder}/{found}", manifest if known else None)
 
     def _there(self, system: Any) -> list[str]:  # noqa: ANN401 - of fsspec
-        """The names that an output of this job would take, and with shards all in the folder."""
+        """The existing names of this job's output, and with shards all names in the folder."""
         folder = _path(self._folder)
         try:
             inside = [PurePosixPath(one).name for one in system.ls(folder, detail=False)]

@@ -1,4 +1,4 @@
-"""Where the result of each row of an input lies, from one reading of its keys."""
+"""Locates the result of each row of an input, from one reading of its keys."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Places:
 
         Raises:
             InvalidInput: they cannot be read.
-            JobError: no disk takes the file.
+            JobError: no disk has room for the file.
         """
         self.rows_failed = 0
         frames = len(index.frames.refs)
-        self.first = np.full(frames, -1, np.int64)  # row that each frame has, -1: it has none
+        self.first = np.full(frames, -1, np.int64)  # first row of each frame, -1: it has none
         self.last = np.full(frames, -1, np.int64)
         self._list = NumberList(index.frames.folder, 2)
         for batch in dataset.batches(keys.columns, limit=limit):
@@ -49,7 +49,7 @@ class Places:
         known = np.flatnonzero(matches.found)
         frame = matches.frame[known]
         self.rows_failed += int(matches.failed[known].sum())
-        self.last[frame] = start + known  # of rows of one frame the last assignment stays
+        self.last[frame] = start + known  # for rows of one frame the last assignment stays
         new = self.first[frame] < 0
         self.first[frame[new][::-1]] = (start + known[new])[::-1]
         rows = np.full((len(digests), 2), _NOWHERE, np.uint64)
@@ -64,11 +64,11 @@ class Places:
     def of(
         self, start: int, end: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
-        """Of the rows from `start` up to `end`: the frame, -1 where there is none, the row in it,
-        and the first half of the digest.
+        """For the rows from `start` up to `end`, with shape (rows,) each: the frame, -1 if there is
+        none, the row in it, and the first half of the digest.
 
         Raises:
-            JobError: the disk does not give them back.
+            JobError: the disk cannot read them back.
         """
         rows = self._list.read(start, end)
         place = rows[:, 0]
@@ -76,9 +76,9 @@ class Places:
         return frame, (place & _ROW_MASK).astype(np.int64), rows[:, 1]
 
 
-_PART_BYTES = 32 << 20  # of decoded values, about
-_WAITING_BYTES = 64 << 20  # of values that wait to be written
-_VALUE_BYTES = 200  # what a value that waits takes beside its own bytes
+_PART_BYTES = 32 << 20  # of decoded values, approximately
+_WAITING_BYTES = 64 << 20  # of values that are not written yet
+_VALUE_BYTES = 200  # size of such a value beside its own bytes
 _ROWS_AT_ONCE = 1 << 16
 _HEADER = struct.Struct("<QQ")
 
@@ -90,7 +90,7 @@ class _Chunks:
         """`bounds`: the first row of each part, and the number of rows."""
         self._bounds = bounds
         self._file = UnnamedFile(folder)
-        self._offsets: list[NDArray[np.int64]] = []  # of each writing: where parts begin, and end
+        self._offsets: list[NDArray[np.int64]] = []  # of each write: where parts begin and end
         self._rows: list[int] = []
         self._values: list[msgspec.Raw] = []
         self._bytes = 0
@@ -104,10 +104,10 @@ class _Chunks:
             self.write()
 
     def write(self) -> None:
-        """Have all that was added in the file.
+        """Write all added values to the file.
 
         Raises:
-            JobError: the disk does not take it.
+            JobError: the disk refuses it.
         """
         rows, values = np.array(self._rows, np.int64), self._values
         self._rows, self._values, self._bytes = [], [], 0
@@ -131,10 +131,10 @@ class _Chunks:
         self._file.append(b"".join((header, rows, packed)))
 
     def part(self, number: int) -> list[RowValue | None]:
-        """The values of a part, decoded; None for rows that have none.
+        """The values of a part, decoded; None for rows without one.
 
         Raises:
-            JobError: the disk does not give them back.
+            JobError: the disk cannot read them back.
         """
         first = int(self._bounds[number])
         found: list[RowValue | None] = [None] * (int(self._bounds[number + 1]) - first)
@@ -154,13 +154,13 @@ class _Chunks:
 
 
 class RoutedValues:
-    """The values of rows that may lie anywhere, read in the order of the rows."""
+    """The values of rows in any order, read in the order of the rows."""
 
     def __init__(self, places: Places, frames: FrameFiles) -> None:
         """Decode every frame that has a row's result, once.
 
         Raises:
-            JobError: no disk takes the parts.
+            JobError: no disk has room for the parts.
         """
         self._frames = frames
         self._bounds = _bounds(places, frames)
@@ -184,16 +184,16 @@ class RoutedValues:
         self, keys: FrameKeys, values: list[msgspec.Raw], wanted: NDArray[np.uint64]
     ) -> None:
         rows = (wanted[:, 0] & _ROW_MASK).astype(np.int64)
-        same = keys.digests[rows, 0] == wanted[:, 2]  # else of another row whose key is alike
+        same = keys.digests[rows, 0] == wanted[:, 2]  # else of another row with an equal key
         for at, row in zip(rows[same].tolist(), wanted[same, 1].tolist(), strict=True):
-            value = values[at].copy()  # lest it keep the whole frame
+            value = values[at].copy()  # a view would keep the whole frame
             self._chunks.add(row, value, memoryview(value).nbytes + _VALUE_BYTES)
 
     def values(self, start: int, end: int) -> list[RowValue | None]:
-        """The values of the rows from `start` up to `end`; ascending ones are cheap.
+        """The values of the rows from `start` up to `end`; ascending ranges are cheap.
 
         Raises:
-            JobError: the disk does not give them back.
+            JobError: the disk cannot read them back.
         """
         found: list[RowValue | None] = []
         while start < end:

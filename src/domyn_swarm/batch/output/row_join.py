@@ -36,14 +36,12 @@ _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 class KeptColumns:
     """Some of an input's columns, as the output has them: columns, or each row's own object.
 
-    names: what users call them.
-    fields: the columns that they are in the output, before their types are settled.
-    columns: what has to be read of the input for them.
-    open: those whose types only their values tell.
+    names: as users name them. fields: the columns of the output, before their types are settled.
+    columns: those to read from the input. open: those whose types depend on their values.
     """
 
     def __init__(self, dataset: Dataset, names: Sequence[str], *, as_rows: bool) -> None:
-        """With `as_rows`, rows that were read from JSON stay the objects that they were."""
+        """With `as_rows`, rows that were read from JSON keep their objects."""
         self.names = list(names)
         row = row_column_of(dataset) if as_rows and names else None
         self._partly = row is not None and len(self.names) < len(dataset.schema.names)
@@ -76,11 +74,11 @@ Joined = tuple[pa.RecordBatch, list[RowValue | None]]
 
 @dataclass(frozen=True)
 class Survey:
-    """What the results of some rows are like."""
+    """A survey of the results of some rows."""
 
     types: OpenTypes
-    rows: int  # that are settled
-    rows_failed: int  # of them
+    rows: int  # settled rows
+    rows_failed: int  # of these rows
 
 
 @dataclass(frozen=True)
@@ -93,19 +91,19 @@ class OutputRows:
     answers: OutputSchema
     index: RowIndex
     limit: int | None
-    cells: Sequence[str] = ()  # kept columns of text that get the types that their values have
+    cells: Sequence[str] = ()  # kept columns of text that get the types of their values
 
     def open_types(self) -> OpenTypes:
-        """The columns whose types their values tell, before any was looked at."""
+        """The columns whose types depend on their values, before any value was examined."""
         answers = [name for name, kind in self.answers.arrow.items() if kind is None]
         return OpenTypes([*self.kept.open, *answers], self.cells)
 
     def schema(self, *, errors: bool) -> pa.Schema:
-        """The columns: those kept of the input, the answers, and the errors if asked for."""
+        """The columns: the input's kept ones, the answers, and the errors if requested."""
         return answer_schema(self.kept.fields, self.answers, errors=errors)
 
     def survey(self) -> Survey:
-        """A look at all results, and at the values of the columns whose types are open."""
+        """A survey of all results, and of the values of columns with open types."""
         schema = self.schema(errors=False)
         types = self.open_types()
         rows = failed = 0
@@ -122,11 +120,11 @@ class OutputRows:
         return ordered_results(self.dataset, self.keys, self.index, self.limit)
 
     def count_failed(self) -> int:
-        """How many rows failed; their values are not read."""
+        """The number of failed rows; their values are not read."""
         return self._results.count_failed()
 
     def joined(self, columns: Sequence[str] = ()) -> Iterator[Joined]:
-        """Batches of the input with these columns and those of the keys, with each row's result."""
+        """Batches of the input with these columns and the keys' columns, with each row's result."""
         wanted = list(dict.fromkeys([*columns, *self.keys.columns]))
         return joined(self.dataset, wanted, self._results, self.limit)
 
@@ -146,7 +144,7 @@ class OutputRows:
 
 
 def answer_schema(kept: Sequence[pa.Field], answers: OutputSchema, *, errors: bool) -> pa.Schema:
-    """Columns of the input, and behind them the answers, and the errors if asked for."""
+    """Columns of the input, followed by the answers, and by the errors if requested."""
     fields = [*kept, *(pa.field(name, kind or JSON) for name, kind in answers.arrow.items())]
     return pa.schema([*fields, pa.field(ERROR_COLUMN, ERROR_TYPE)] if errors else fields)
 
@@ -154,9 +152,9 @@ def answer_schema(kept: Sequence[pa.Field], answers: OutputSchema, *, errors: bo
 def joined(
     dataset: Dataset, columns: Sequence[str], results: OrderedResults, limit: int | None
 ) -> Iterator[Joined]:
-    """Input batches of `columns` (the keys' among them) with each row's result.
+    """Input batches of `columns` (including the keys') with each row's result.
 
-    None where there is no readable one.
+    None for a row without a readable one.
     """
     start = 0
     for batch in dataset.batches(columns, limit=limit):
@@ -165,7 +163,7 @@ def joined(
 
 
 def _outputs(values: Sequence[RowValue], fields: Sequence[pa.Field]) -> list[pa.Array]:
-    """The columns behind the input's: answers, and the errors where there are any."""
+    """The columns after the input's: answers, and the errors if there are any."""
     answers = [value.output or b"{}" for value in values]
     is_open = {field.name: is_json(field.type) for field in fields if field.name != ERROR_COLUMN}
     raw = [_split(one) for one in answers] if any(is_open.values()) else []
@@ -189,7 +187,7 @@ def _error(value: RowValue) -> dict[str, Any] | None:
 
 
 def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Which rows have null in every one of the answer columns."""
+    """Which rows are null in every answer column; shape (rows,)."""
     nulls = [flags(batch.column(name).is_null()) for name in names]
     rows: NDArray[np.bool_] = np.logical_and.reduce(nulls)
     return rows

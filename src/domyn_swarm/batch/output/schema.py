@@ -47,7 +47,7 @@ _NAMES: dict[str, Any] = {
     "dict": dict,
 }
 JSON_TEXT = pa.string()
-"""The type of what has no fixed shape: it is kept as JSON."""
+"""The type of values without a fixed shape: they are kept as JSON."""
 
 
 def annotation_of(declared: Any) -> Any:  # noqa: ANN401 - a type annotation
@@ -76,7 +76,7 @@ def annotation_of(declared: Any) -> Any:  # noqa: ANN401 - a type annotation
 
 
 def type_name(annotation: Any) -> str:  # noqa: ANN401 - a type annotation
-    """A declared type by its name, where it has one.
+    """The name of a declared type, if it has one.
 
     Raises:
         ConfigError: it has none.
@@ -95,10 +95,10 @@ def type_name(annotation: Any) -> str:  # noqa: ANN401 - a type annotation
 
 
 def arrow_type(annotation: Any) -> pa.DataType | None:  # noqa: ANN401 - a type annotation
-    """The Arrow type of an annotation; None where it says nothing (`Any`, several types).
+    """The Arrow type of an annotation; None if it is open (`Any`, several types).
 
-    `X | None` is that of X. Models, typed dictionaries and mappings of names to types are structs;
-    what has no fixed fields (`dict`) is JSON text.
+    `X | None` has the type of X. Models, typed dictionaries and mappings of names to types are
+    structs; types without fixed fields (`dict`) are JSON text.
 
     Raises:
         ConfigError: it has none.
@@ -144,7 +144,9 @@ def _unsupported(annotation: Any) -> ConfigError:  # noqa: ANN401 - a type annot
 
 
 def fields_of(annotation: Any) -> dict[str, Any] | None:  # noqa: ANN401 - a type annotation
-    """The fields of a pydantic model or a typed dictionary, with their types; None: it is none."""
+    """The fields of a pydantic model or a typed dictionary, with their types; None for other
+    types.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {name: field.annotation for name, field in annotation.model_fields.items()}
     return get_type_hints(annotation) if is_typeddict(annotation) else None
@@ -159,7 +161,7 @@ def _common(values: Iterable[Any]) -> pa.DataType:
 
 
 def fit(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - JSON
-    """A JSON value in the shape that a type asks for."""
+    """A JSON value in the shape that a type requires."""
     if value is None:
         return None
     if pa.types.is_string(kind) and not isinstance(value, str):
@@ -184,11 +186,11 @@ def _fit_scalar(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - JSON
 
 
 def _aware(moment: dt.datetime) -> dt.datetime:
-    """A moment without a zone is taken as UTC."""
+    """A time without a zone is taken as UTC."""
     return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
 
 
-_LONG = re.compile(rb"\d{19}")  # what 64 bits may have no place for
+_LONG = re.compile(rb"\d{19}")  # may exceed 64 bits
 ERROR_TYPE = pa.struct(
     [
         ("type", pa.string()),
@@ -241,15 +243,15 @@ class OutputSchema:
         self._fits_always = all(kind is None or _is_text(kind) for kind in self.arrow.values())
 
     def described(self) -> dict[str, str]:
-        """The schema in words, for the job's identity."""
+        """The schema as text, for the job's identity."""
         return {name: str(kind) if kind else "inferred" for name, kind in self.arrow.items()}
 
     def encode(self, value: Any, kept: Mapping[str, Any] | None = None) -> bytes:  # noqa: ANN401 - whatever a job returns
         """A job's value as the JSON object of the output columns.
 
-        A dict names the columns; with one column any other value is that column's; with several
-        a tuple or list gives them in order. With a model for a schema, an instance of it, or what
-        it can be made of.
+        A dict names the columns; with one column any other value is that column's; with several a
+        tuple or list gives them in order. With a model for a schema, an instance of it, or what it
+        can be made of.
 
         Raises:
             OutputMismatch: unknown column, wrong number of values, wrong type, not JSON.
@@ -263,7 +265,7 @@ class OutputSchema:
                 columns[name] = _converted(given, kind)
             except msgspec.ValidationError as error:
                 reason = f"output column {name!r}: {error}"
-                if given is value and isinstance(value, dict):  # a misspelt key, by all appearances
+                if given is value and isinstance(value, dict):  # probably a misspelt key
                     reason = f"the answer has no key {name!r}, it has {', '.join(map(repr, value))}"
                 raise OutputMismatch(reason) from error
         if kept:
@@ -277,7 +279,7 @@ class OutputSchema:
         return encoded
 
     def _check_fit(self, encoded: bytes) -> None:
-        """Refuse numbers for which a declared type has no place, wherever they stand in it."""
+        """Refuse numbers that a declared type cannot hold, however deep they are."""
         columns = msgspec.json.decode(encoded)
         for name, kind in self.arrow.items():
             try:
@@ -303,7 +305,7 @@ class OutputSchema:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a type is text, or made of nothing else: it has a place for any number."""
+    """Whether a type is text, or made only of text: it can hold any number."""
     if pa.types.is_list(kind):
         return _is_text(kind.value_type)
     if pa.types.is_struct(kind):
@@ -315,7 +317,7 @@ def _converted(value: Any, kind: Any) -> Any:  # noqa: ANN401 - whatever a job r
     try:
         return msgspec.convert(value, kind, strict=True, dec_hook=_model_of)
     except msgspec.ValidationError:
-        plain = plain_numbers(value)  # an item's own may be among them
+        plain = plain_numbers(value)  # an item's `WrittenFloat` may be among them
         return msgspec.convert(plain, kind, strict=True, dec_hook=_model_of)
 
 
@@ -337,7 +339,7 @@ def _fields(model: type) -> dict[str, Any]:
 
 
 def _model_of(kind: type, value: Any) -> Any:  # noqa: ANN401 - whatever a job returns
-    """What msgspec asks for types that it does not know."""
+    """The `dec_hook` of msgspec for types that it does not support."""
     if not issubclass(kind, BaseModel):
         raise TypeError(f"{kind.__name__} has no JSON form")
     try:

@@ -1,7 +1,8 @@
-"""Rows as JSON Lines and as CSV: how they are written, and what of them can be compared again.
+"""Rows as JSON Lines and as CSV: how they are written, and which form of them can be compared
+again.
 
-JSON has no bytes and no NaN: bytes become Base64, NaN null. CSV has no lists: what is nested
-becomes JSON text.
+JSON has no bytes and no NaN: bytes become Base64, NaN null. CSV has no lists: nested values become
+JSON text.
 """
 
 from __future__ import annotations
@@ -47,30 +48,30 @@ _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class TextForm(Protocol):
-    """One kind of text."""
+    """One form of text."""
 
     def head(self, schema: pa.Schema) -> bytes:
-        """What comes before the rows."""
+        """The bytes before the rows."""
 
     def body(self, batch: pa.RecordBatch) -> bytes:
-        """Some rows."""
+        """The bytes of some rows."""
 
     def read(self, file: BinaryIO, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The rows of a file, every value as its text in one canonical form; null stays null.
 
         Raises:
-            ValueError: the file is no such text, or has other columns.
+            ValueError: the file is not in this form, or has other columns.
         """
 
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch as `read` would give it back."""
+        """A batch as `read` would return it."""
 
 
 class JsonLines(TextForm):
     """One object on each line, with all columns.
 
-    With `row`, the column of that name holds objects of JSON: their members stand first in their
-    line, as they were written, and the other columns behind them.
+    With `row`, the column of that name holds objects of JSON: their members come first in their
+    line, in their written form, followed by the other columns.
     """
 
     def __init__(self, row: str | None = None) -> None:
@@ -118,14 +119,14 @@ class JsonLines(TextForm):
 
 
 def _json_column(column: pa.Array) -> list[Any]:
-    """The values of a column, as what is encoded to their JSON."""
+    """The values of a column, in the form that is encoded to their JSON."""
     if not is_json(column.type):
         return python_values(_printable(column))
     return [None if text is None else raw_json(text) for text in json_texts(column)]
 
 
 def _joined(own: str | None, others: bytes) -> bytes:
-    """One object of the members of two; the own ones are text of a line."""
+    """One object of the members of both; `own` is the text of a line."""
     inside = (own or "{}").strip()[1:-1].strip()
     if not inside or len(others) == len(b"{}"):
         return b"{" + inside.encode() + b"}" if inside else others
@@ -138,7 +139,7 @@ def _text_of(value: bytes | msgspec.Raw) -> str | None:
 
 
 class Csv(TextForm):
-    """A header, then one line for each row; text is quoted, null is nothing at all."""
+    """A header, then one line for each row; text is quoted, null is empty."""
 
     @override
     def head(self, schema: pa.Schema) -> bytes:
@@ -183,7 +184,7 @@ class Csv(TextForm):
 def _csv_batches(
     file: BinaryIO, names: Sequence[str], block_bytes: int, skipped: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a file behind some that were read before, in blocks of a size."""
+    """The rows of a file after some that were read before, in blocks of a size."""
     reader = csv.open_csv(
         file,
         read_options=csv.ReadOptions(block_size=block_bytes),
@@ -217,7 +218,7 @@ def _one(parts: Iterable[pa.RecordBatch], names: Sequence[str]) -> pa.RecordBatc
 
 
 def _csv_column(column: pa.Array) -> pa.Array:
-    """A column as the writer of CSV takes it."""
+    """A column in the form that the writer of CSV accepts."""
     if _is_odd(column.type):
         return _as_text(column)
     return time_texts(column) if has_far_years(column) else column
@@ -249,7 +250,7 @@ def _printable(column: pa.Array) -> pa.Array:
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows as JSON has them: for a handful that is shown."""
+    """Rows as Python values in the form of JSON, for a few rows that are shown."""
     form = JsonLines()
     return [
         msgspec.json.decode(line)
@@ -261,10 +262,10 @@ def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
 def opened_output(
     names: Sequence[str], files: Sequence[InputFile], form: TextForm | None
 ) -> Dataset:
-    """The rows of files; those of text with every value as its text (see `TextForm.read`).
+    """The rows of files; text with every value as its text (see `TextForm.read`).
 
     Raises:
-        InvalidInput: one of them is damaged, or has other columns than `names`.
+        InvalidInput: a file is damaged, or has other columns than `names`.
     """
     if form is None:
         return ParquetDataset(files)
