@@ -119,7 +119,7 @@ class Census:
         self._stretches = list(other._stretches)
 
     def beyond(self, position: int, rows: int) -> dict[int, float]:
-        """`rows` rows by stratum, distributed as those from a position on, or as all if none are."""
+        """`rows` rows by stratum, distributed as those from a position on, or as all of them."""
         found: Counter[int] = Counter()
         for start, there, counted in self._stretches:
             share = min(1.0, (start + there - position) / there) if there else 0.0
