@@ -1,4 +1,4 @@
-"""What a job is, the built-in ones, and the worker program."""
+"""The jobs: their definition, the built-in ones, and the worker program."""
 
 from __future__ import annotations
 

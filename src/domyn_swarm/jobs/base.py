@@ -40,20 +40,20 @@ _shown.maxstring = _shown.maxother = 60
 
 
 class SwarmJob:
-    """A dataset's worth of one kind of request.
+    """One kind of request, applied to a dataset.
 
     Subclasses set `input_columns` and `output_schema` and write `transform_item`, or
-    `transform_items` where several rows belong into one request. While a run is on, `self.client`
-    (the shape of OpenAI's) and `self.model` are there, and `self.params` holds what else was
-    given to the constructor: parameters for the requests, of those that an API knows. The options
-    of every job (see `OptionKeywords`) can be given to the constructor, or be set in the class.
+    `transform_items` if several rows belong into one request. During a run `self.client` (with
+    OpenAI's interface) and `self.model` are set, and `self.params` holds the constructor's
+    remaining arguments: parameters for the requests, of those that an API knows. The options of
+    every job (see `OptionKeywords`) can be passed to the constructor, or be set in the class.
 
     Raises:
         ConfigError: a class is defined with an attribute that looks like an option and is none.
     """
 
     input_columns: Sequence[str] = ("text",)
-    """What an item is made of. One column: its value; several: a dict."""
+    """The columns of an item. One column: its value; several: a dict."""
     output_schema: Declared = ("result",)
     """The output columns: names, names with types, or a pydantic model."""
     output_cols: Sequence[str] = ()
@@ -61,28 +61,30 @@ class SwarmJob:
     request_parameters: ClassVar[frozenset[str]] = parameters.ALL
     """The parameters that its requests can have, besides `extra_body`."""
     version: ClassVar[str | None] = None
-    """Stands for the class's source in the job's identity: raise it when answers change."""
+    """Replaces the class's source in the job's identity: increase it when answers change."""
     rows_per_call: int = 1
-    """How many items `transform_items` is given at once, at most."""
+    """The most items per call of `transform_items`."""
     as_request: ClassVar[bool] = False
-    """Whether items are what a request takes: fractions of JSON remember how they were written
-    (`WrittenFloat`), and structs of Parquet and frames come without their nulls."""
+    """Whether items become parts of a request: fractions of JSON keep their written form
+    (`WrittenFloat`), and structs of Parquet and frames come without their nulls.
+    """
     lines: ClassVar[LineFiles | None] = None
-    """What the lines of `.jsonl` files are; None: objects of the columns."""
+    """The form of the lines of `.jsonl` files; None: objects of the columns."""
 
     __signature__: ClassVar[inspect.Signature]
-    """All that the constructor takes, for `help` and for completion."""
+    """The arguments of the constructor, for `help` and for completion."""
 
     client: OpenAIClient
     model: str
     given: dict[str, Any]
-    """What the constructor was called with: how a worker makes the same job again."""
+    """The arguments of the constructor, from which a worker makes the same job again."""
 
     def __new__(cls, *nameless: Any, **given: Any) -> Self:
-        """Remember what the job is made of.
+        """Record the constructor's arguments.
 
         Raises:
-            ConfigError: something was given without its name, so that no worker could be given it.
+            ConfigError: an argument was passed without its name, so that it cannot be passed to a
+                worker.
         """
         if nameless:
             raise ConfigError(
@@ -95,7 +97,7 @@ class SwarmJob:
 
     @override
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Refuse what looks like an option and is none."""
+        """Refuse attributes that look like options and are none."""
         super().__init_subclass__(**keywords)
         check_attributes(cls, cls.__bases__)
         check_methods(cls)
@@ -112,13 +114,14 @@ class SwarmJob:
         output_cols: Sequence[str] | str | None = None,
         **given: Unpack[SettingKeywords],
     ) -> None:
-        """Take other columns than the class's, options, and parameters for the requests.
+        """Set other columns than the class's, options, and parameters for the requests.
 
         `output_columns` (or `output_cols`) renames the columns of the schema, in their order.
 
         Raises:
-            ConfigError: an option is wrong, nobody knows a parameter, or the new names are not as
-                many as the columns.
+            ConfigError: an option is invalid, a parameter unknown, or the number of new names is
+                not that of
+                the columns.
         """
         columns = input_columns or self.input_columns
         self.input_columns = (columns,) if isinstance(columns, str) else tuple(columns)
@@ -137,10 +140,10 @@ class SwarmJob:
 
     @overload
     def __call__(self, **changes: Unpack[CopyKeywords]) -> Self: ...
-    @overload  # further names are arguments of a class of the user's
+    @overload  # further names are arguments of a user's class
     def __call__(self, **changes: Any) -> Self: ...
     def __call__(self, **changes: Any) -> Self:
-        """The same job with these set, besides what was given before."""
+        """The same job with these set, in addition to its arguments."""
         return type(self)(**{**self.given, **changes})
 
     @override
@@ -156,28 +159,30 @@ class SwarmJob:
     async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the user's
         """One answer. `item` is the input column's value, or a dict of several columns.
 
-        Returns a dict by output column, one value, or a tuple in the order of the columns. What
-        it raises becomes the row's error.
+        Returns a dict by output column, one value, or a tuple in the order of the columns. An
+        exception becomes the row's error.
         """
         raise NotImplementedError(f"{type(self).__name__} has no transform_item")
 
     async def transform_items(self, items: list[Any]) -> Sequence[Any]:
-        """As many answers as items, in order; by default `transform_item` for the one item.
+        """One answer per item, in order; by default `transform_item` for a single item.
 
         An answer that is an exception is that row's error.
         """
-        if len(items) == 1:  # a comprehension would be one more coroutine for the row
+        if len(items) == 1:  # a comprehension would add a coroutine for each row
             return [await self.transform_item(items[0])]
         return [await self.transform_item(item) for item in items]
 
     def known_parameters(self) -> frozenset[str]:
-        """What may be given to it besides its arguments and options: it goes to the requests."""
+        """The names that it accepts besides its arguments and options, as parameters of
+        requests.
+        """
         return self.request_parameters | {BODY, "model"}
 
     @property
     def is_greedy(self) -> bool:
-        """Whether none of its answers is drawn by chance, as far as its parameters say."""
-        if self.lines is not None:  # each line may say otherwise
+        """Whether its parameters make decoding greedy, so that equal requests get equal answers."""
+        if self.lines is not None:  # each line may set others
             return False
         return "temperature" not in self.known_parameters() or self.params.get("temperature") == 0
 
@@ -188,15 +193,15 @@ class SwarmJob:
 
     @property
     def label(self) -> str:
-        """What the job is called in its identity, wherever it was imported from."""
+        """The job's name in its identity, wherever it was imported from."""
         return type(self).__name__
 
     def check(self) -> None:
-        """Find what is wrong with the job itself, before anything is recorded or asked.
+        """Check the job itself, before anything is recorded or sent.
 
         Raises:
-            ConfigError: it has no transform, or none that can be called, or something that it
-                needs is missing.
+            ConfigError: it has no transform, or none that can be called, or a required argument is
+                missing.
         """
         kind = type(self)
         if not hasattr(self, "options"):
@@ -221,29 +226,29 @@ class SwarmJob:
             )
 
     def check_columns(self, there: Sequence[str]) -> None:
-        """Find columns that the job's own texts name and the input lacks.
+        """Check that the input has the columns that the job's own texts name.
 
         Raises:
-            InvalidInput: names one, and those that may be meant.
+            InvalidInput: names a missing column, and similar ones.
         """
 
     @property
     def sent_columns(self) -> Sequence[str]:
-        """The input columns in the order in which requests hold them: rows that begin alike in it
-        are asked one after the other.
+        """The input columns in the order in which requests contain them: rows with a common prefix
+        in this order are sent one after the other.
         """
         return self.input_columns
 
     def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:  # noqa: ARG002
-        """What is worth saying of rows that came out so, a sentence or two each.
+        """Remarks for the user about the verdicts of rows, a sentence or two each.
 
         Args:
-            verdicts: how many rows are what.
+            verdicts: number of rows by verdict.
         """
         return []
 
     def schema(self) -> OutputSchema:
-        """The output columns, those that `keep` adds included.
+        """The output columns, including those that `keep` adds.
 
         Raises:
             ConfigError: they are not usable.
@@ -252,14 +257,14 @@ class SwarmJob:
         return OutputSchema(self.output_schema, kept_columns(options.keep))
 
     def encoder(self) -> Encode:
-        """What turns an answer into the output columns."""
+        """Converts an answer to the output columns."""
         encode, keep = self.schema().encode, self.options.keep
         if not keep:
             return lambda value, _trace, _latency_s: encode(value)
         return lambda value, trace, latency_s: encode(value, kept_values(keep, trace, latency_s))
 
     def described(self) -> dict[str, Any]:
-        """What of the job decides its answers: for the identity."""
+        """The part of the job that determines its answers: for the identity."""
         own = own_arguments(type(self)) - self.params.keys()
         arguments = {name: value for name, value in self.given.items() if name in own}
         return {
@@ -279,22 +284,25 @@ class SwarmJob:
         api_key: str | None = None,
         **settings: Unpack[RunKeywords],
     ) -> Any:  # noqa: ANN401 - a frame
-        """Ask every row of a frame in this process; return a frame of the same kind.
+        """Send every row of a frame from this process; returns a frame of the same kind.
 
         Args:
-            data: a pandas, polars, Arrow or Ray frame, or the path of files (which come back as an
+            data: a pandas, polars, Arrow or Ray frame, or the path of files (which are returned as
+                an
                 Arrow table).
             endpoint: the URL of any OpenAI endpoint, with or without `/v1`.
             model: the model's name there.
             api_key: its key; else `DOMYN_SWARM_API_TOKEN` or `OPENAI_API_KEY` of the environment.
-            **settings: how to go about it; see `RunKeywords`.
+            **settings: of the run; see `RunKeywords`.
 
-        Rows without an answer have an `_error`. The same call again asks only what is new.
+        Rows without an answer have an `_error`. The same call again sends only rows without a
+        result.
 
         Raises:
-            SwarmError: something is wrong with the job or the data (nothing was asked), or the run
-                cannot go on (what is settled is kept).
-            KeyboardInterrupt: it was interrupted; says what is kept.
+            SwarmError: the job or the data is invalid (nothing was sent), or the run cannot
+                continue
+                (settled rows are kept).
+            KeyboardInterrupt: it was interrupted; the message says what is kept.
         """
         from domyn_swarm.jobs.running import Endpoint, run, settings_of
 
@@ -309,17 +317,19 @@ class SwarmJob:
         api_key: str | None = None,
         **settings: Unpack[RunKeywords],
     ) -> Any:  # noqa: ANN401 - a frame
-        """As `run`, for async code. Cancelled, it finishes the rows in flight and keeps all."""
+        """As `run`, for async code. When cancelled, it finishes the rows in flight and keeps all
+        results.
+        """
         from domyn_swarm.jobs.running import Endpoint, arun, settings_of
 
         where = Endpoint.at(endpoint, model, api_key)
         return await arun(self, data, where, settings_of({**settings}))
 
     def travelling(self) -> dict[str, Any]:
-        """What the constructor is given on a worker: JSON.
+        """The constructor's arguments on a worker, as JSON.
 
         Raises:
-            ConfigError: the output schema was given as what is not JSON.
+            ConfigError: the output schema has no JSON form.
         """
         schema = self.given.get("output_schema")
         if schema is None or isinstance(schema, str | list | tuple):

@@ -17,16 +17,17 @@ from domyn_swarm.jobs.naming import constructor_of
 from domyn_swarm.jobs.source_digest import function_digest
 
 _BOUND = ("client", "model")
-"""Arguments that a run gives, where the function has them."""
+"""Arguments that a run passes, if the function has them."""
 
 Function = Callable[..., Awaitable[Any]]
 
 
 class FunctionJob(SwarmJob):
-    """A job whose `transform_item` is a function: `item`, `client` and `model` as it names them.
+    """A job whose `transform_item` is a function of `item`, and of `client` and `model` if it names
+    them.
 
-    Its other keyword arguments are the job's parameters; what it takes as `**params` besides, of
-    those that an API knows, goes wherever the function sends it.
+    Its other keyword arguments are the job's parameters; further parameters of the API that it
+    accepts as `**params` are up to the function.
     """
 
     function: Function
@@ -34,7 +35,7 @@ class FunctionJob(SwarmJob):
 
     @override
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Tell `help` and completion of the function's parameters."""
+        """Show the function's parameters in `help` and completion."""
         super().__init_subclass__(**keywords)
         cls.__signature__ = constructor_of(
             cls,
@@ -90,13 +91,13 @@ class FunctionJob(SwarmJob):
 
     @override
     async def transform_item(self, item: Any) -> Any:
-        """What the function makes of the item."""
+        """The function's answer to the item."""
         bound = {name: getattr(self, name) for name in self._bound}
         return await self.function(item, **bound, **self.params)
 
 
 def _parameters(function: Function) -> dict[str, inspect.Parameter]:
-    """The arguments that a job's caller gives, by name."""
+    """The arguments of the function that a job's caller passes, by name."""
     known = list(inspect.signature(function).parameters.values())[1:]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {one.name: one for one in known if one.name not in _BOUND and one.kind in kinds}
@@ -109,7 +110,7 @@ def _is_open_ended(function: Function) -> bool:
 
 
 def _checked(function: Function, given: dict[str, Any]) -> dict[str, Any]:
-    """What is given, as the function's annotations have it."""
+    """The arguments, converted by the function's annotations."""
     hints = get_type_hints(function) if given.keys() & _parameters(function).keys() else {}
     name = function.__qualname__
     return {one: _typed(name, one, value, hints.get(one)) for one, value in given.items()}
@@ -135,7 +136,7 @@ def job(
     version: str | None = ...,
     **options: Unpack[OptionKeywords],
 ) -> Callable[[Function], FunctionJob]: ...
-@overload  # further names are parameters of the function, which a type cannot say of it
+@overload  # further names are parameters of the function, which a type cannot express
 def job(
     *,
     output_schema: Declared = ...,
@@ -158,14 +159,14 @@ def job(
     `summarise(input_columns=["story"], temperature=0.2)`.
 
     Args:
-        function: what answers one item; `client` and `model` are given to it if it names them.
+        function: answers one item; it receives `client` and `model` if it names them.
         output_schema: names, names with types, or a pydantic model.
-        input_columns: what an item is made of. One column: its value; several: a dict.
-        version: stands for the function's source in the job's identity.
+        input_columns: the columns of an item. One column: its value; several: a dict.
+        version: replaces the function's source in the job's identity.
         **options: any of `OptionKeywords`, and defaults of the function's parameters.
 
     Raises:
-        ConfigError: it is not such a function, or an option is wrong.
+        ConfigError: it is not such a function, or an option is invalid.
     """
 
     def make(found: Function) -> FunctionJob:

@@ -1,7 +1,8 @@
-"""A job's first row, asked once in this process, and what all of them may cost.
+"""The dry run: a job's first row, sent once from this process, and an estimate of the cost of all
+rows.
 
-The row goes through the job's own code and the run's own border to it, but nothing is kept, and
-nobody is waited for: an endpoint that does not serve is an error at once.
+The row passes through the job's own code and the run's error handling, but nothing is kept, and
+nothing is waited for: an endpoint that does not serve is an error at once.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ from domyn_swarm.jobs.trial import Trial, TriedJob
 from domyn_swarm.model import Record, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient, Transport
 
-_REQUEST_S = 120.0  # where --timeout says nothing
+_REQUEST_S = 120.0  # without --timeout
 _ROW_S = 600.0  # all requests of the row
 _COMPARED_ROWS = 200
-_COUNTED_ROWS = 1_000_000  # of more rows it is not cheap to find the settled ones
+_COUNTED_ROWS = 1_000_000  # among more rows it is not cheap to count the settled ones
 _TEXT_CHARACTERS = 500
 _LIST_ITEMS = 20
 
 
 class SentRequest(Record):
-    """A request of the row, without secrets; long texts and lists are cut."""
+    """A request of the row, without secrets; long texts and lists are truncated."""
 
     path: str
     body: dict[str, Any]
 
 
 class RowFailure(Record):
-    """Why the row has no answer, as the `_error` column would say it."""
+    """Why the row has no answer, in the form of the `_error` column."""
 
     type: str
     status: int | None
@@ -59,33 +60,33 @@ class RowFailure(Record):
 
 
 class CostEstimate(Record):
-    """What the rows left may take if they are like the first one: a rough guess."""
+    """The cost of the remaining rows if they are like the first row: a rough estimate."""
 
     requests: int
-    prompt_tokens: int | None  # None: the endpoint does not tell its tokens
+    prompt_tokens: int | None  # None: the endpoint does not report tokens
     completion_tokens: int | None
-    inputs_compared: int  # by whose mean length the prompt tokens were corrected
+    inputs_compared: int  # whose mean length corrected the prompt tokens
 
 
 class DryRun(TriedJob):
-    """A job as it would be submitted, and what became of its first row."""
+    """A job as it would be submitted, and the result of its first row."""
 
     requests: tuple[SentRequest, ...] = ()
     answer: dict[str, Any] | None = None  # by output column
-    verdict: ReplyVerdict | None = None  # what the answer is; None: nothing was asked
-    remarks: tuple[str, ...] = ()  # worth knowing of how it came out
+    verdict: ReplyVerdict | None = None  # None: nothing was sent
+    remarks: tuple[str, ...] = ()  # about the verdict
     error: RowFailure | None = None
     prompt_tokens: int = 0  # of this row
     completion_tokens: int = 0
-    latency_s: float | None = None  # None: nothing was asked
-    estimate: CostEstimate | None = None  # None: the row failed, or no row is left
+    latency_s: float | None = None  # None: nothing was sent
+    estimate: CostEstimate | None = None  # None: the row failed, or no row remains
 
 
 def dry_run(trial: Trial) -> DryRun:
-    """Ask the first row of a job; write nothing. Without rows nothing is asked.
+    """Send the first row of a job; write nothing. Without rows nothing is sent.
 
     Raises:
-        PlatformUnavailable: nobody serves at the endpoint.
+        PlatformUnavailable: the endpoint does not serve.
         JobError: the row did not end in time, or the swarm's endpoint is not known.
     """
     prepared, access = trial.prepared, trial.access
@@ -123,7 +124,7 @@ def _of_sharing(plan: BatchPlan) -> list[str]:
 
 
 def rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:
-    """How many of a job's rows have a result that counts; None: there are too many to look."""
+    """The number of rows with a result that counts; None: too many to count here."""
     keys = plan.output.keys
     folders = plan.place.readable(keys)
     known = any(one.path.is_dir() for one in folders)
@@ -149,7 +150,7 @@ class _Sent:
 
 
 class _Recorder(Transport):
-    """A `Transport` that writes down what it passes on."""
+    """A `Transport` that records the requests that it forwards."""
 
     def __init__(self, inner: Transport, sent: list[_Sent]) -> None:
         self._inner = inner
@@ -174,7 +175,7 @@ class _Recorder(Transport):
         return await self._inner.get(path)
 
     def _write_down(self, path: str, body: dict[str, Any]) -> None:
-        self._sent.append(_Sent(path, without_secrets(body)))  # a copy: jobs may go on with theirs
+        self._sent.append(_Sent(path, without_secrets(body)))  # a copy: jobs may change theirs
 
 
 class _Kept(Sink):
@@ -233,11 +234,11 @@ async def _settle(spec: JobSpec, prepared: Prepared, row: Row, client: OpenAICli
     return kept.results[0].value
 
 
-# -- what is told of it ----------------------------------------------------------------------------
+# -- the report ------------------------------------------------------------------------------------
 
 
 def failure_of(value: RowValue, key: str | None) -> RowFailure:
-    """Why a row has no answer; the endpoint's key is hidden in it."""
+    """Why a row has no answer; the endpoint's key is masked."""
     error = msgspec.json.decode(value.error, type=RowError)
     return RowFailure(type=error.type, status=error.status, message=_without(error.message, key))
 
@@ -269,8 +270,8 @@ def _without(text: str, key: str | None) -> str:
 def _estimate(
     found: DryRun, prepared: Prepared, row: Row, sent: Sequence[_Sent]
 ) -> CostEstimate | None:
-    """The row's usage times the rows left. What a row's input adds to its requests is taken from
-    the mean length of the first inputs, the rest (the system message, the template) as it is here.
+    """The row's usage times the remaining rows. The part of a row's input in its requests is scaled
+    to the mean length of the first inputs; the rest (the system message, the template) is constant.
     """
     rows = found.rows_total - (found.rows_settled or 0)
     if not rows:
@@ -291,7 +292,7 @@ def _estimate(
 
 
 def _mean_characters(plan: BatchPlan) -> tuple[int, float]:
-    """How many inputs were looked at, and their mean length."""
+    """The number of inputs that were examined, and their mean length in characters."""
     keys, most = plan.output.keys, min(plan.rows, _COMPARED_ROWS)
     lengths = [
         characters_of(item)

@@ -1,5 +1,5 @@
-"""The ends of a run in this process: what a frame becomes, what answers become, and the output of a
-job that was submitted.
+"""The input and output ends of a run in this process: frames in and out, and the output of a job
+that was submitted.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def opened_results(spec: JobSpec, status: JobStatus, *, partial: bool) -> Iterat
 
     Args:
         spec: the job.
-        status: what it is doing. When it came to its end, its output may have been replaced since
-            by the same job under a later id.
+        status: its status. After its end its output may have been replaced by the same job under a
+            later id.
         partial: read the checkpoint, not the output.
 
     Raises:
-        JobError: the job has not published, its output is gone, or there is no checkpoint.
-        SwarmError: what has to be read cannot be.
+        JobError: the job has not published, its output is missing, or there is no checkpoint.
+        SwarmError: the output or the checkpoint cannot be read.
     """
     if partial:
         with settled_results(make_plan(spec).plan) as results:
@@ -92,11 +92,11 @@ _RESULTS = "results.parquet"  # of a lazy frame, in the job's checkpoint
 
 
 class FrameEnds(Protocol):
-    """Rows in, workers for them, and what the caller gets for the results."""
+    """Rows in, workers for them, and a frame of the results."""
 
     @property
     def name(self) -> str:
-        """What stands for the input's path."""
+        """Takes the place of the input's path."""
 
     @property
     def dataset(self) -> Dataset:
@@ -104,13 +104,13 @@ class FrameEnds(Protocol):
 
     @property
     def elsewhere(self) -> bool:
-        """Whether the rows are worked on by processes of other machines."""
+        """Whether the rows are processed on other machines."""
 
     def workers(self, spec: JobSpec) -> contextlib.AbstractAsyncContextManager[WorkerPlan | None]:
-        """Who works on the rows; None: this process."""
+        """The workers that process the rows; None: this process."""
 
     def collect(self, spec: JobSpec, plan: BatchPlan, kept: Path | None) -> Any:  # noqa: ANN401 - a frame
-        """A frame of the results. A lazy one may read them from the folder, where there is one.
+        """A frame of the results. A lazy frame may read them from the folder, if there is one.
 
         Raises:
             JobError: some results cannot be read.
@@ -149,17 +149,17 @@ def ends_of(
     lines: LineFiles | None = None,
     reading: InputReading | None = None,
 ) -> Iterator[FrameEnds]:
-    """A frame of any supported kind; files at a path come back as an Arrow table.
+    """A frame of any supported kind; files at a path are returned as an Arrow table.
 
     Args:
         data: the frame or path.
-        limit: no more rows than these are wanted of it.
-        lines: how the job reads JSON Lines.
-        reading: how files are to be read.
+        limit: the most rows to read of it.
+        lines: the job's form of JSON Lines.
+        reading: the options for files.
 
     Raises:
         ConfigError: it is neither.
-        InvalidInput: a column's type, or the files, cannot be read.
+        InvalidInput: a column's type is not supported, or the files cannot be read.
     """
     if isinstance(data, str | Path):
         arrow = backend_named("arrow")

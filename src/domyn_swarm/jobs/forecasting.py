@@ -1,4 +1,6 @@
-"""What a job would take, from a sample of its own rows, asked and kept before it (`trial`)."""
+"""Forecasts a job's duration from a sample of its own rows, which is sent and kept first
+(`trial`).
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,18 @@ from domyn_swarm.jobs.trial import Trial, TriedJob
 from domyn_swarm.model import Record
 
 LEAST_SAMPLE = 200
-_ROUNDS = 4  # rows of the sample for each that is in flight at once: fewer are all beginning or end
+_ROUNDS = 4  # rows of the sample per row in flight: with fewer, start and end dominate
 _MOST_REPLICAS = 32
 _LOOK_S = 0.05
 
 
 class Choice(Record):
-    """What the rows left take with so many replicas; seconds. In four cases of five the truth lies
-    between low and high.
+    """The duration with this number of replicas, in seconds. In four cases of five the true value
+    lies between low and high.
     """
 
-    replicas: int | None  # None: whatever stands behind an endpoint that is not ours
-    in_flight: int  # rows at once, which --max-concurrency has to allow
+    replicas: int | None  # None: unknown, behind an endpoint that is not a swarm's
+    in_flight: int  # rows in flight, which --max-concurrency has to allow
     rows_per_s: float
     duration_s: float
     duration_low_s: float
@@ -38,42 +40,42 @@ class Choice(Record):
     gpu_hours: float | None  # None: its GPUs are not known
     gpu_hours_low: float | None
     gpu_hours_high: float | None
-    start: str | None = None  # what the scheduler says of when it would start; None: not asked
+    start: str | None = None  # the scheduler's estimate of its start; None: not requested
 
 
 class JobForecast(TriedJob):
-    """A job as it would be submitted, and what its rows take by a sample of them."""
+    """A job as it would be submitted, and the forecast from a sample of its rows."""
 
     rows_asked: int  # of the sample
-    rows_failed: int  # of those; the full run asks them again
+    rows_failed: int  # of those; the full run sends them again
     rows_left: int  # for the full run
     sample_s: float
-    in_flight: float  # rows at once, on average
+    in_flight: float  # rows in flight, on average
     replicas: int | None  # that answered the sample
-    prompt_tokens_left: int | None  # None: the endpoint does not tell its tokens
+    prompt_tokens_left: int | None  # None: the endpoint does not report tokens
     completion_tokens_left: int | None
-    choices: tuple[Choice, ...]  # by replicas; none: nothing is left, or too few were answered
-    notes: tuple[str, ...]  # on what it rests
+    choices: tuple[Choice, ...]  # by replicas; empty: no rows remain, or too few were answered
+    notes: tuple[str, ...]  # the assumptions behind it
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Who answers the sample."""
+    """The replicas that answer the sample."""
 
-    replicas: int | None = None  # that serve now; None: not known
+    replicas: int | None = None  # serving now; None: not known
     gpus_per_replica: int | None = None
 
 
 def forecast(
     trial: Trial, notice: Callable[[str], None], *, fleet: Fleet, rows: int | None = None
 ) -> JobForecast:
-    """Ask a sample of a job's rows; keep the answers, and say what the others take.
+    """Send a sample of a job's rows; keep the answers, and forecast the others.
 
     Args:
         trial: the job.
-        notice: hears what a run has to say, such as that it waits for the endpoint.
-        fleet: who answers.
-        rows: of the sample; None: so many that the endpoint is busy for a while.
+        notice: receives messages of the run, such as that it waits for the endpoint.
+        fleet: the replicas that answer.
+        rows: of the sample; None: enough to keep the endpoint busy for a while.
 
     Raises:
         ConfigError: the job keeps no checkpoint.
@@ -88,7 +90,7 @@ def forecast(
             plan.dataset, keys, plan.limit, index, _size(prepared, rows), alike_once=plan.dedup
         )
     left = round(sum(sample.left.values()))
-    if rows is None:  # the half at most: of a sample that is the job nothing is left to say
+    if rows is None:  # half at most: else nothing would remain to forecast
         sample = replace(sample, rows=sample.rows[: max(1, (left + 1) // 2)])
     tally, sample_s = Tally(), 0.0
     if sample.rows:
@@ -121,8 +123,8 @@ def _size(prepared: Prepared, rows: int | None) -> int:
 
 
 def _slots(prepared: Prepared, tally: Tally, sampled: int) -> float:
-    """Rows in flight at once while the sample was asked; a sample that had room all at once says
-    nothing of more than that.
+    """Rows in flight while the sample was processed; a sample that was in flight as a whole does
+    not show whether more would have fitted.
     """
     policy = prepared.plan.work.run_policy
     if policy.concurrency is not None:
@@ -134,7 +136,7 @@ def _slots(prepared: Prepared, tally: Tally, sampled: int) -> float:
 
 @contextmanager
 def _settled(prepared: Prepared) -> Iterator[RowIndex | None]:
-    """The results so far; None: there are none that count."""
+    """The results so far; None: none counts."""
     plan, keys = prepared.plan, prepared.plan.output.keys
     folders = plan.place.readable(keys)
     if not (plan.resume and any(one.path.is_dir() for one in folders)):
@@ -148,8 +150,8 @@ def _settled(prepared: Prepared) -> Iterator[RowIndex | None]:
 
 
 async def _watch(tally: Tally, rows: int) -> None:
-    """Note how many rows are in flight at once, until the last one of them is begun: from then on
-    there are fewer than the job would have.
+    """Record the rows in flight until the last of them has started: after that there are fewer than
+    the job would have.
     """
     while sum(one.begun for one in tally.strata.values()) < rows:
         tally.look()
@@ -158,8 +160,8 @@ async def _watch(tally: Tally, rows: int) -> None:
 
 
 def _choices(tally: Tally, sample: Sample, slots: float, fleet: Fleet) -> Iterator[Choice]:
-    """Replicas are taken to be alike: so many times as many answer so many times as many rows at
-    once, each as fast as now.
+    """Replicas are assumed to be equal: n times as many process n times as many rows in flight,
+    each as fast as now.
     """
     rest = sample.rest(tally.strata)
     left = sum(rest.values())
@@ -205,7 +207,7 @@ def _notes(prepared: Prepared, tally: Tally, slots: float, fleet: Fleet) -> Iter
 
 
 def check_answered(found: JobForecast) -> None:
-    """Refuse to go on where no row of the sample was answered.
+    """Refuse to continue if no row of the sample was answered.
 
     Raises:
         JobError: all of them failed.
@@ -219,7 +221,7 @@ def check_answered(found: JobForecast) -> None:
 
 
 def with_starts(found: JobForecast, starts: Sequence[str | None]) -> JobForecast:
-    """The same with what the scheduler says of each choice."""
+    """The same with the scheduler's estimate of each choice's start."""
     choices = [
         one.model_copy(update={"start": start})
         for one, start in zip(found.choices, starts, strict=True)

@@ -1,9 +1,10 @@
-"""The GPU-hours of a job while it runs, and the budget that ends it.
+"""The GPU-hours of a running job, and the budget that ends it.
 
 The rule: a second of a job costs the GPUs of its swarm's replicas that are up in it (starting,
 serving or draining; not those that wait in a queue or have ended), divided by the number of jobs of
-the swarm that are at work then. What several jobs cost together is what the swarm cost while one of
-them ran; a swarm without jobs is nobody's. Publication counts, waiting in a queue does not.
+the swarm that are running then. The sum over several jobs is the cost of the swarm while any of
+them ran; the time of a swarm without jobs is charged to none. Publication counts, waiting in a
+queue does not.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ if TYPE_CHECKING:
     from domyn_swarm.batch.outcomes.tally import Tally
 
 _LOOK_S = 5.0
-_AT_WORK = timedelta(seconds=60)  # since a job's last word: one that was killed says none
+_AT_WORK = timedelta(seconds=60)  # since a job's last report: a killed job reports none
 _HOLD_NONE = FINAL_REPLICA_STATES | {ReplicaState.PENDING}
 
 
 class Held(NamedTuple):
-    """What a swarm holds at one moment."""
+    """The resources of a swarm at one moment."""
 
     gpus: int  # of replicas that are up
-    jobs: int  # that are at work
+    jobs: int  # running jobs
 
     def hours(self, seconds: float) -> float:
-        """The GPU-hours of one of the jobs over so long."""
+        """The GPU-hours of one of the jobs over this time."""
         return self.gpus * seconds / 3600 / max(1, self.jobs)
 
 
@@ -52,8 +53,8 @@ class GpuHours:
     def __init__(
         self, look: Callable[[], Held | None], spent: float = 0.0, clock: Clock = time
     ) -> None:
-        """`look` says what the swarm holds, None where that cannot be read; `spent` is what
-        earlier runs of the job have cost.
+        """`look` returns the swarm's present resources, or None if they cannot be read; `spent`:
+        the cost of earlier runs of the job.
         """
         self.spent = spent
         self.held: Held | None = None
@@ -73,7 +74,7 @@ class GpuHours:
             self.held = self._look() or self.held
 
     def left(self, left: TimeLeft | None) -> str | None:
-        """What the rest of the job costs if it goes on as now, in words; None: not known."""
+        """The expected cost of the rest of the job, as text; None: not known."""
         if left is None or self.held is None:
             return None
         hours = [self.held.hours(one) for one in (left.expected_s, left.low_s, left.high_s)]
@@ -81,7 +82,7 @@ class GpuHours:
 
 
 def gpu_hours_of(spec: JobSpec, paths: JobPaths) -> GpuHours | None:
-    """The count of a job that begins to run; None: it asks no swarm of ours."""
+    """The counter of a job that begins to run; None: its endpoint is not a swarm's."""
     if spec.endpoint_file is None:
         return None
     swarm = SwarmPaths(Path(spec.endpoint_file).parent.parent)
@@ -89,7 +90,7 @@ def gpu_hours_of(spec: JobSpec, paths: JobPaths) -> GpuHours | None:
 
 
 def _spent_before(paths: JobPaths) -> float:
-    """What earlier runs under the same job id have cost."""
+    """The cost of earlier runs under the same job id."""
     try:
         told = JobProgress.model_validate_json(paths.progress.read_text("utf-8"))
     except (OSError, ValueError):  # it has not run yet
@@ -98,7 +99,7 @@ def _spent_before(paths: JobPaths) -> float:
 
 
 class _LookAt:
-    """Reads what a swarm holds from its folder: its plan, its collector's last view, its jobs."""
+    """Reads a swarm's resources from its folder: its plan, its collector's last view, its jobs."""
 
     def __init__(self, swarm: SwarmPaths, job_id: str) -> None:
         from domyn_swarm.backends.endpoint.use_meter import JobsFolder
@@ -131,10 +132,10 @@ class _LookAt:
 
 
 class Budget:
-    """Ends a job once it has cost so many GPU-hours."""
+    """Ends a job once it has cost its budget of GPU-hours."""
 
     def __init__(self, hours: float | None, counted: GpuHours | None) -> None:
-        """`hours` None: it may cost what it takes."""
+        """`hours` None: no limit."""
         self._hours = hours
         self._counted = counted
 
@@ -148,10 +149,10 @@ class Budget:
         )
 
     def check_counted(self) -> None:
-        """Refuse to run where nobody could say when the budget is used up.
+        """Refuse to run if the cost cannot be counted.
 
         Raises:
-            JobError: what the swarm holds cannot be read.
+            JobError: the swarm's resources cannot be read.
         """
         if self._hours is not None and (self._counted is None or self._counted.held is None):
             raise JobError(
@@ -162,7 +163,7 @@ class Budget:
             )
 
     def over(self, job_id: str, tally: Tally) -> BudgetSpent:
-        """What is said of a job that has come to its end so."""
+        """The message for a job that ended for this reason."""
         total = "?" if tally.rows_total is None else str(tally.rows_total)
         rows = total if tally.rows_total is None else str(tally.rows_total - tally.rows_done)
         more = None if self._counted is None else self._counted.left(tally.time_left())

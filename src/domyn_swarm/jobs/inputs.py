@@ -1,4 +1,4 @@
-"""A job's input as the job's data backend reads it."""
+"""Opens a job's input with the job's data backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ScanDataset(Dataset):
-    """Rows of files that a library scans anew each time, and never has all in memory."""
+    """Rows of files that a library reads anew for each pass, never all in memory."""
 
     def __init__(self, backend: DataBackend[Any], frame: Any) -> None:  # noqa: ANN401 - a frame
         self._backend = backend
@@ -42,10 +42,10 @@ class ScanDataset(Dataset):
 
 
 def writer_of(spec: JobSpec) -> WriteFile | None:
-    """How the job's library writes a file of the output, where it was given options for that.
+    """The library's writer for files of the output, if it was given options.
 
     Raises:
-        ConfigError: nothing takes them.
+        ConfigError: the options do not apply.
     """
     options = spec.backend_write_kwargs
     if not options:
@@ -72,16 +72,16 @@ def writer_of(spec: JobSpec) -> WriteFile | None:
 def open_input(
     spec: JobSpec, lines: LineFiles | None = None, facts: InputFacts | None = None
 ) -> Dataset:
-    """The job's rows, as this machine reads them: what Ray reads has to be the same.
+    """The job's rows, as this machine reads them: Ray has to read the same rows.
 
     Args:
-        spec: the job, as it was told.
-        lines: how the job reads JSON Lines, where no other library does.
-        facts: what is known of the files, and will be.
+        spec: the job.
+        lines: the job's form of JSON Lines, if no other library reads them.
+        facts: recorded facts of the files; new ones are added.
 
     Raises:
-        ConfigError: options are given that nothing reads, or an address that cannot be.
-        InvalidInput: the input cannot be read so.
+        ConfigError: options do not apply, or the address is invalid.
+        InvalidInput: the input cannot be read with them.
     """
     if spec.ray_address and spec.data_backend != "ray":
         raise ConfigError(

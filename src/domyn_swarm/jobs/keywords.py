@@ -1,5 +1,5 @@
-"""What Python's callers may give by name, with types: editors complete it, and the reference of the
-site is made of it. What is given is checked where it is used, by `options`, `naming` and `running`.
+"""Typed keywords of the Python API, for editors' completion and the reference of the site. Values
+are checked where they are used, by `options`, `naming` and `running`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from domyn_swarm.jobs.run_options import KeepingKeywords, ReadingKeywords
 
 
 class OptionKeywords(KeepingKeywords, total=False):
-    """Options of every job: how it goes about its rows. Left out, or None: as usual."""
+    """Options of every job: how it processes its rows. Omitted or None: the default."""
 
     keep: Sequence[Kept] | Kept
     """Further columns: `finish_reason`, `verdict`, `usage`, `latency`."""
 
 
 class RequestKeywords(TypedDict, total=False):
-    """Parameters of requests that OpenAI's or vLLM's API knows, but for `n`, which
-    `MultiChatCompletionJob` has; `extra_body` takes what only your server knows.
+    """Parameters of requests that OpenAI's or vLLM's API knows, except `n`, which
+    `MultiChatCompletionJob` has; `extra_body` takes parameters that only your server knows.
     """
 
     extra_body: Mapping[str, Any] | None
@@ -128,7 +128,7 @@ class RequestKeywords(TypedDict, total=False):
 
 
 class SettingKeywords(OptionKeywords, RequestKeywords, total=False):
-    """What every job takes besides its columns."""
+    """Arguments of every job besides its columns."""
 
 
 class NamedKeywords(SettingKeywords, total=False):
@@ -141,21 +141,21 @@ class NamedKeywords(SettingKeywords, total=False):
 
 
 class OutputKeywords(NamedKeywords, total=False):
-    """What comes out. What the job itself answers decides which shapes are possible."""
+    """The output. Which shapes are possible depends on the job."""
 
     output_schema: Declared | None
     """The output columns: names, names with types, or a pydantic model."""
 
 
 class CopyKeywords(OutputKeywords, total=False):
-    """What a job may be called with, to be the same job with these set."""
+    """Arguments of a call of a job, which returns the same job with these set."""
 
     input_columns: Sequence[str] | str | None
-    """What a row is made of."""
+    """The columns of an item."""
 
 
 class ShapedPromptKeywords(NamedKeywords, total=False):
-    """What the built-in jobs take that ask with a prompt, or with the text or the messages of a
+    """Arguments of the built-in jobs that send a prompt, or the text or the messages of a
     column.
     """
 
@@ -166,37 +166,37 @@ class ShapedPromptKeywords(NamedKeywords, total=False):
     param_columns: Sequence[str] | Mapping[str, str]
     """Columns that hold parameters of the request, row by row."""
     input_columns: Sequence[str] | str | None
-    """What a row is made of. The first is what is asked where there is no `prompt`."""
+    """The columns of an item. The first one is sent if there is no `prompt`."""
 
 
 class PromptKeywords(ShapedPromptKeywords, OutputKeywords, total=False):
-    """The same, of jobs whose `output_schema` is no argument of their own."""
+    """The same, for jobs whose `output_schema` is not an argument."""
 
 
 class RunKeywords(ReadingKeywords, total=False):
-    """How `run` and `arun` go about it, beside the job's own options."""
+    """Settings of `run` and `arun`, besides the job's own options."""
 
     tag: str | None
-    """Keeps apart what is otherwise the same job."""
+    """Keeps otherwise identical jobs apart."""
     checkpoint: bool
-    """False: leave nothing behind, and go on with nothing."""
+    """False: keep no checkpoint, and use none."""
     checkpoint_dir: str | Path | None
-    """Where answers are kept, instead of `$DOMYN_SWARM_HOME/checkpoints`."""
+    """The folder of the checkpoints, instead of `$DOMYN_SWARM_HOME/checkpoints`."""
     resume: bool
-    """False: ask every row again. What was answered stays for other jobs that ask the same."""
+    """False: send every row again. Existing answers stay for other jobs with the same requests."""
     retry_failed: bool
-    """Ask rows again that an earlier run gave up, beside those that were never asked."""
+    """Send rows again that failed in an earlier run, besides those without a result."""
     retry_class: str | Sequence[str]
-    """Likewise, by what their answers are: `"cut"`, `["empty", "refused"]`, …"""
+    """The same, by the class of their answers: `"cut"`, `["empty", "refused"]`, …"""
     limit: int | None
-    """Only the first so many rows."""
+    """Process only the first N rows."""
     progress: bool
-    """Show how far it is: a bar in a notebook, a line in a terminal; a log gets messages alone."""
+    """Show the progress: a bar in a notebook, a line in a terminal; a log gets only messages."""
     on_progress: Callable[[int, int | None], None] | None
-    """Called with the rows that are settled, and all rows; after each batch."""
+    """Called with the number of settled rows, and of all rows, after each batch."""
     on_batch: Callable[[list[SettledRow]], None] | None
-    """Called with rows that have just been kept."""
+    """Called with rows that were just kept."""
     on_row_error: Callable[[int, RowError], None] | None
-    """Called with the position of a row that was given up, and why."""
+    """Called with the position of a row that failed permanently, and the error."""
     on_cancel: Callable[[], None] | None
-    """Called when the run is told to stop before its end."""
+    """Called when the run is stopped before its end."""

@@ -1,7 +1,7 @@
 """One of a job's workers: `python -m domyn_swarm.jobs.linked_worker <job folder> <descriptor>`.
 
 Started by the job's coordinator, which talks to it over the socket `descriptor` and hands it rows.
-Ends with 0, or with 1 when it cannot go on; when its coordinator is gone it ends at once.
+Ends with 0, or with 1 if it cannot continue; it ends at once if its coordinator has ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = get_logger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Work until there are no more rows; return the exit code."""
+    """Work until there are no more rows; returns the exit code."""
     configure("INFO")
     folder, descriptor = sys.argv[1:] if arguments is None else arguments
     spec = read_spec(JobPaths(Path(folder)))
@@ -43,11 +43,11 @@ async def _at(descriptor: int) -> Connection:
 
 
 def work_over(spec: JobSpec, connect: Callable[[], Awaitable[Connection]]) -> int:
-    """Work for the coordinator at the other end of a connection; return the exit code."""
+    """Work for the coordinator at the other end of a connection; returns the exit code."""
     with event_loop_runner() as runner:
         try:
             runner.run(_work(spec, connect))
-        except SwarmError as error:  # the coordinator knows
+        except SwarmError as error:  # the coordinator has the error
             _log.error("%s", error)
             return 1
         except ConnectionError:

@@ -1,4 +1,4 @@
-"""From `module:Class` and JSON parameters to a job. Nothing is unpickled."""
+"""Makes a job from `module:Class` and JSON parameters. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def load_job(
 
 
 def job_given(job: object) -> SwarmJob:
-    """The job that a caller of Python gave, by itself or as `"module:Class"`.
+    """The job that a Python caller passed, as an object or as `"module:Class"`.
 
     Raises:
-        ConfigError: it is none; says how to make one of it.
+        ConfigError: it is not a job; the hint says how to make one.
     """
     if isinstance(job, SwarmJob):
         return job
@@ -86,7 +86,7 @@ def job_given(job: object) -> SwarmJob:
 
 
 class Located(NamedTuple):
-    """What `located` found."""
+    """The result of `located`."""
 
     reference: str  # MODULE:NAME
     import_path: str | None  # of `sys.path`, in the worker; see `import_path_of`
@@ -96,10 +96,10 @@ def located(
     reference: str, kwargs: Mapping[str, Any] | None = None, folder: Path | None = None
 ) -> Located:
     """The job that a user names: `MODULE:NAME`, `FILE.py:NAME`, or the name of a built-in one.
-    `folder`, that of a job file, counts before the current one.
+    `folder`, that of a job file, has precedence over the current one.
 
     Raises:
-        ConfigError: it is none of these, or no module can be made of the file.
+        ConfigError: it is none of these, or the file is not a module.
     """
     place, colon, name = reference.rpartition(":")
     if not colon and reference in _built_in():
@@ -137,7 +137,7 @@ def _no_reference(reference: str) -> ConfigError:
 
 
 def _module_of(file: Path) -> tuple[str, Path]:
-    """The name of the module in a file, and the folder that it is imported from: above the packages
+    """The name of a file's module, and the folder from which it is imported: above the packages
     that the file is in.
 
     Raises:
@@ -201,7 +201,7 @@ def _is_job(found: object) -> bool:
 
 
 def _jobs_of(module: ModuleType, name: str) -> str:
-    """Which jobs a module has, or the one that is probably meant."""
+    """The jobs of a module, or the one that is probably meant."""
     listed = getattr(module, "__all__", vars(module))
     jobs = [one for one in listed if one != "SwarmJob" and _is_job(getattr(module, one, None))]
     if close := get_close_matches(name, jobs, 1):
@@ -219,10 +219,11 @@ class JobReference:
 
 
 def reference_to(job: SwarmJob) -> JobReference:
-    """A job object in a form that travels: by import where that is possible, else by its source.
+    """A job object in a form for other processes: by import if that is possible, else by its
+    source.
 
     Raises:
-        ConfigError: its parameters are not JSON, or its source cannot be taken along.
+        ConfigError: its parameters are not JSON, or its source cannot be sent.
     """
     kwargs = job.travelling()
     try:
@@ -241,10 +242,10 @@ def reference_to(job: SwarmJob) -> JobReference:
 def import_path_of(
     reference: str, kwargs: Mapping[str, Any] | None = None, folder: Path | None = None
 ) -> str | None:
-    """The `sys.path` entry that holds what a job is made of, for the worker: its module, and that
-    of an `output_schema` that is named; None when both are installed.
+    """The `sys.path` entry for the worker with the job's module, and with that of an
+    `output_schema` that is given by name; None when both are installed.
 
-    `folder`, that of a job file, counts first, then the current one, as it does for `python -m`.
+    `folder`, that of a job file, comes first, then the current one, as for `python -m`.
     """
     schema = (kwargs or {}).get("output_schema")
     references = (reference, schema if isinstance(schema, str) else "")

@@ -1,5 +1,5 @@
-"""The names that a job is given: options that every job takes, arguments, parameters of requests,
-attributes of its class. What nobody knows is refused, with the name that may be meant.
+"""The names that a job accepts: options of every job, arguments, parameters of requests, attributes
+of its class. Unknown names are refused, with the name that may be meant.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _several(value: object) -> object:
 
 
 class JobOptions(KeepingOptions):
-    """What a job says of itself; None: as the caller or the framework has it."""
+    """A job's own options; None: those of the caller, or the default."""
 
     name: str | None = None
     keep: Annotated[tuple[Kept, ...], Before(_several)] = ()
@@ -36,10 +36,10 @@ OPTIONS = frozenset(JobOptions.field_names())
 
 
 def job_options(given: dict[str, Any]) -> JobOptions:
-    """The options, checked.
+    """The options, validated.
 
     Raises:
-        ConfigError: names the option, what it is, and what it can be.
+        ConfigError: names the option, its value, and the possible values.
     """
     return given_options(JobOptions, given, "The job's option")
 
@@ -59,7 +59,7 @@ def kept_columns(keep: tuple[Kept, ...]) -> dict[str, Any]:
 
 
 def kept_values(keep: tuple[Kept, ...], trace: RowTrace, latency_s: float) -> dict[str, Any]:
-    """What goes into those columns. `finish_reason` is that of the last reply's first choice."""
+    """The values of those columns. `finish_reason` is that of the last reply's first choice."""
     values: dict[str, Any] = {}
     if "finish_reason" in keep:
         values["finish_reason"] = trace.finish_reasons[0] if trace.finish_reasons else None
@@ -74,25 +74,25 @@ def kept_values(keep: tuple[Kept, ...], trace: RowTrace, latency_s: float) -> di
 
 
 BODY = "extra_body"
-"""The parameter that holds what only some server knows."""
+"""The parameter for fields that only some servers know."""
 _OF_EVERY_JOB = OPTIONS | {"input_columns", "output_schema", "output_columns", "output_cols"}
 _OF_CLASS = _OF_EVERY_JOB | {"version", "rows_per_call", "lines"}
-"""Attributes of a job's class that decide something."""
-_ALIKE = 0.85  # names that are more alike than this are one name and a slip,
-_SHORT = 6  # but short ones are alike by chance
+"""Attributes of a job's class that affect its run."""
+_ALIKE = 0.85  # more similar names count as one name with a typing error,
+_SHORT = 6  # but short names are similar by chance
 _OUR_JOBS = "domyn_swarm.jobs."
 _TRANSFORMS = ("transform_item", "transform_items")
 _OLDER = {"input_column_name": "input_columns"}
-"""Attributes of classes in earlier versions that nothing reads any more."""
+"""Attributes of classes in earlier versions that have no effect any more."""
 
 
 def arguments_of(kind: type) -> frozenset[str]:
-    """What the constructors of a job's class, and of those above it, take by name."""
+    """The named arguments of the constructors of a job's class and its bases."""
     return frozenset[str]().union(*map(_named, kind.__mro__))
 
 
 def _named(kind: type) -> frozenset[str]:
-    """What a class's own constructor takes by name."""
+    """The named arguments of a class's own constructor."""
     if "__init__" not in vars(kind):
         return frozenset()
     arguments = inspect.signature(vars(kind)["__init__"]).parameters.values()
@@ -108,7 +108,7 @@ def _is_ours(kind: type) -> bool:
 
 
 def own_arguments(kind: type) -> frozenset[str]:
-    """What the constructors of a user's own classes take by name, and ours do not."""
+    """The named arguments of the constructors of a user's own classes that ours lack."""
     own = [one for one in kind.__mro__ if not _is_ours(one)]
     ours = [one for one in kind.__mro__ if _is_ours(one)]
     taken = frozenset[str]().union(*(_named(one) for one in own))
@@ -116,12 +116,12 @@ def own_arguments(kind: type) -> frozenset[str]:
 
 
 def check_parameters(job: str, given: Iterable[str], known: frozenset[str]) -> None:
-    """Refuse parameters that nobody knows.
+    """Refuse unknown parameters.
 
     Args:
         job: its name.
-        given: the names of what goes to its requests.
-        known: those that are known.
+        given: the names of the parameters of its requests.
+        known: the possible names.
 
     Raises:
         ConfigError: names one, and what may be meant; its mistakes are all of them.
@@ -190,7 +190,7 @@ def check_attributes(kind: type, bases: Iterable[type]) -> None:
 
 
 def check_methods(kind: type) -> None:
-    """Refuse a method that looks like the one that is written for a job, and is not called so.
+    """Refuse a method whose name is similar to one that runs call, and is not called.
 
     Raises:
         ConfigError: names it, and what may be meant.
@@ -239,14 +239,13 @@ def constructor_of(
     *,
     open_ended: bool = True,
 ) -> inspect.Signature:
-    """All that a job's class takes by name: its own arguments, those of the classes above it, the
-    options of every job.
+    """The named arguments of a job's class: its own, those of its bases, the options of every job.
 
     Args:
         kind: the class.
         options: of every job, with their types.
         first: further ones, before all others.
-        open_ended: whether parameters of requests are taken besides.
+        open_ended: whether parameters of requests are accepted, too.
     """
     found, passed_on = dict(first or {}), True
     for one in kind.__mro__:
@@ -269,7 +268,7 @@ def constructor_of(
 
 
 def _check_kwargs(kind: type) -> None:
-    """Refuse code for an earlier version, where parameters of requests were `self.kwargs`.
+    """Refuse code for an earlier version, in which parameters of requests were `self.kwargs`.
 
     Raises:
         ConfigError: a method reads it, and no class defines it.
@@ -298,8 +297,7 @@ def _of_self(function: Any) -> set[tuple[str, str]]:  # noqa: ANN401 - a functio
 
 
 def check_class_parameters(kind: type, api: frozenset[str], given: Mapping[str, Any]) -> None:
-    """Refuse parameters of requests that are attributes of a class in which no code could read
-    them.
+    """Refuse parameters of requests that are attributes of a class whose code cannot read them.
 
     Raises:
         ConfigError: names one.
@@ -317,7 +315,7 @@ def check_class_parameters(kind: type, api: frozenset[str], given: Mapping[str, 
 
 
 def _own_values(kind: type) -> list[str]:
-    """The public attributes that a class itself defines and that are plain values."""
+    """The public attributes with plain values that a class itself defines."""
     return [
         name
         for name, value in vars(kind).items()

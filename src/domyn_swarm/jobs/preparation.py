@@ -1,4 +1,4 @@
-"""Everything about a job that can be wrong is found here, before anything is recorded or asked."""
+"""Checks everything about a job that can be wrong, before anything is recorded or sent."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Prepared:
 
     @property
     def rows(self) -> int:
-        """How many rows the job is about."""
+        """The number of rows of the job."""
         return self.plan.rows
 
 
 def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
-    """Check a job against its input and output. `facts` are what is known of their files.
+    """Check a job against its input and output. `facts`: recorded facts of their files.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
         InvalidInput: the input cannot be read, lacks a column, or has null or duplicate ids.
-        OutputExists: something else lies where the output goes.
+        OutputExists: a file of another owner is at the path of the output.
     """
     prepared = make_plan(spec, facts)
     check_rows(prepared.plan)
@@ -60,15 +60,16 @@ def _check_output(plan: BatchPlan) -> None:
 
 
 def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
-    """All that can be wrong with a job as it is submitted.
+    """All checks of a job that is being submitted.
 
     Returns:
-        The folder of its answers, which no other job may ask at the same time; None: it keeps none.
+        The folder of its answers, which no other job may write at the same time; None: it keeps
+            none.
 
     Raises:
         SwarmError: as `prepare`.
-        CheckpointBusy: another job asks the same rows now.
-        NothingToRetry: it is to ask rows again, and there are none.
+        CheckpointBusy: another job is sending the same rows now.
+        NothingToRetry: it should send rows again, and there are none.
     """
     plan = make_plan(spec, facts).plan
     check_rows(plan)
@@ -92,7 +93,7 @@ def check_rows(plan: BatchPlan) -> None:
 
 
 def _check_retried(plan: BatchPlan) -> None:
-    """Refuse to ask rows again where there are none; reads the input until it finds one."""
+    """Refuse to retry rows if there are none; reads the input up to the first such row."""
     if plan.again is None or (plan.folder.is_dir() and asks_again(plan)):
         return
     what = f"is {' or '.join(sorted(plan.again))}" if plan.again else "has failed"
@@ -104,7 +105,7 @@ def _check_retried(plan: BatchPlan) -> None:
 
 
 def make_plan(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
-    """The job and its plan, with the checks that cost nothing.
+    """The job and its plan, after the checks that cost nothing.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
@@ -139,14 +140,14 @@ def plan_of(
     first: SwarmJob | None = None,
     facts: InputFacts | None = None,
 ) -> BatchPlan:
-    """The plan of a job over rows, with the checks that cost nothing.
+    """The plan of a job over rows, after the checks that cost nothing.
 
     Args:
-        spec: the rest of what it was told.
-        job: what is asked.
+        spec: the other settings.
+        job: the job of this run.
         dataset: the rows.
-        first: the job as it was first asked, where this run has other parameters.
-        facts: what is known of the files of the output that lies there.
+        first: the job with its original parameters, if this run has others.
+        facts: recorded facts of the files of an existing output.
 
     Raises:
         ConfigError: a parameter is not usable.
@@ -154,7 +155,7 @@ def plan_of(
     """
     spec = filled(spec, job)
     keys, work = _work_of(spec, job)
-    if not dataset.rows and not dataset.schema.names:  # as libraries leave what they filtered out
+    if not dataset.rows and not dataset.schema.names:  # as libraries return empty selections
         dataset = TableDataset.without_rows(keys.columns)
     job.check_columns(dataset.schema.names)
     check_columns(dataset, keys.input_columns, "--input-column")
@@ -206,10 +207,10 @@ def _check_sent(job: SwarmJob) -> None:
 
 
 def check_dedup(dedup: Dedup | None, job: SwarmJob) -> None:
-    """Refuse to share answers that are drawn by chance, unless that was asked for.
+    """Refuse to share answers that are sampled, unless that is requested.
 
     Raises:
-        ConfigError: with `greedy`, the job may ask with another temperature than 0.
+        ConfigError: with `greedy`, the job may send another temperature than 0.
     """
     if dedup != "greedy" or job.is_greedy:
         return
@@ -222,7 +223,7 @@ def check_dedup(dedup: Dedup | None, job: SwarmJob) -> None:
 
 
 def load_work(spec: JobSpec) -> tuple[SwarmJob, RowKeys, WorkPlan]:
-    """The job and how its rows are worked on; the input is not touched.
+    """The job and the settings of its workers; the input is not read.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
@@ -262,14 +263,14 @@ def _failure_limit(text: str | None) -> FailureLimit:
 
 
 def filled(spec: JobSpec, job: SwarmJob) -> JobSpec:
-    """The spec with the job's own options where the submitter said nothing."""
+    """The spec with the job's own options where the submitter set none."""
     options = job.options.model_dump(exclude_none=True, exclude={"name", "keep"})
     left = {name: value for name, value in options.items() if getattr(spec, name) is None}
     return spec.model_copy(update=left)
 
 
 def _as_first_asked(spec: JobSpec, job: SwarmJob) -> SwarmJob:
-    """The job without what a later run overrides: whose checkpoint it is."""
+    """The job without the overrides of a later run: it identifies the checkpoint."""
     if not spec.override:
         return job
     first = _load(spec, spec.job_kwargs)
@@ -282,7 +283,7 @@ def _as_first_asked(spec: JobSpec, job: SwarmJob) -> SwarmJob:
 
 
 def _load_for(spec: JobSpec) -> SwarmJob:
-    """The job as this run asks it."""
+    """The job with the parameters of this run."""
     return _load(spec, {**spec.job_kwargs, **spec.override})
 
 
@@ -298,7 +299,7 @@ def _load(spec: JobSpec, job_kwargs: dict[str, Any]) -> SwarmJob:
 
 
 def identity_of(spec: JobSpec, job: SwarmJob) -> JobIdentity:
-    """What answers depend on: the request side only."""
+    """The fields on which answers depend: the request side only."""
     return JobIdentity(
         {
             "job": job.label,

@@ -1,4 +1,4 @@
-"""A job's first rows, asked and kept before it is submitted (`trial`)."""
+"""A preview: a job's first rows, sent and kept before it is submitted (`trial`)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from domyn_swarm.model import Record, ReplyVerdict
 
 
 class PreviewedRow(Record):
-    """One of the first rows, and what it came to."""
+    """One of the first rows, and its result."""
 
     row: int  # its position in the input, from 0
-    input: dict[str, Any]  # by column: its id, and what the job reads
+    input: dict[str, Any]  # by column: its id, and the columns that the job reads
     answer: dict[str, Any] | None = None  # by output column; None: it failed
     error: RowFailure | None = None
     verdict: ReplyVerdict
@@ -29,12 +29,12 @@ class PreviewedRow(Record):
 
 
 class RestEstimate(Record):
-    """What the rows left may take if they are like those that were answered: a rough guess."""
+    """The cost of the remaining rows if they are like the answered ones: a rough estimate."""
 
     rows: int
-    prompt_tokens: int | None  # None: no row was answered, or the endpoint does not tell
+    prompt_tokens: int | None  # None: no row was answered, or not reported
     completion_tokens: int | None
-    duration_s: float | None  # at the pace of the preview; None: nothing was asked
+    duration_s: float | None  # at the speed of the preview; None: nothing was sent
 
 
 class Preview(TriedJob):
@@ -46,11 +46,11 @@ class Preview(TriedJob):
 
 
 def preview(trial: Trial, notice: Callable[[str], None], *, rows: int) -> Preview:
-    """Ask the first rows of a job, but for those that are answered; keep the answers.
+    """Send the first rows of a job, except answered ones; keep the answers.
 
     Args:
         trial: the job.
-        notice: hears what a run has to say, such as that it waits for the endpoint.
+        notice: receives messages of the run, such as that it waits for the endpoint.
         rows: how many.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the programs that run a job have in common: their spec, their event loop, their endpoint."""
+"""The common part of the programs that run a job: their spec, their event loop, their endpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def read_spec(paths: JobPaths) -> JobSpec:
-    """What the job was told.
+    """The job's specification.
 
     Raises:
         ConfigError: this node's domyn-swarm is older than the submitter's.
@@ -56,14 +56,14 @@ def _parts(version: str) -> list[int]:
 
 
 def event_loop_runner() -> asyncio.Runner:
-    """Runs a job's coroutine in a process that is there for it alone."""
+    """Runs a job's coroutine in a process that exists only for it."""
     _collect_garbage_seldom()
     open_files.raise_limit()
     return event_loop()
 
 
 def event_loop() -> asyncio.Runner:
-    """Runs a coroutine on the fastest loop there is."""
+    """Runs a coroutine on the fastest available event loop."""
     try:
         import uvloop
     except ImportError:  # not on this platform: slower, otherwise the same
@@ -72,8 +72,8 @@ def event_loop() -> asyncio.Runner:
 
 
 def _collect_garbage_seldom() -> None:
-    """Thousands of requests in flight are objects that the collector would look at in vain, again
-    and again: by default that is a third of a worker's CPU.
+    """Requests in flight are thousands of objects that the collector would examine again and again:
+    with its defaults that is a third of a worker's CPU.
     """
     gc.collect()
     gc.freeze()
@@ -81,7 +81,7 @@ def _collect_garbage_seldom() -> None:
 
 
 def access_of(spec: JobSpec) -> EndpointAccess:
-    """How the job reaches its endpoint.
+    """The address and credentials of the job's endpoint.
 
     Raises:
         JobError: a key cannot be read; its file is named.
@@ -101,7 +101,7 @@ def access_of(spec: JobSpec) -> EndpointAccess:
             collector_key = Path(spec.collector_key_file).read_text("utf-8").strip()
         recorded = SwarmPaths(place.parent.parent).replicas.read_bytes
         meter = Meter(_locator(place, "collector_url"), collector_key, recorded)
-    outside = spec.collector_key_file is None  # the platform's own endpoint: the world is between
+    outside = spec.collector_key_file is None  # the platform's own endpoint, over the internet
     return EndpointAccess(
         _locator(place, "url"),
         key,
@@ -117,13 +117,15 @@ def access_of(spec: JobSpec) -> EndpointAccess:
 
 
 def _admitted(endpoint_file: Path, workers: int) -> int | None:
-    """How many requests the swarm's endpoint takes from each of so many workers."""
+    """The number of requests that the swarm's endpoint accepts from each of this number of
+    workers.
+    """
     admits = _told(endpoint_file, "admits")
     return None if admits is None else max(1, int(admits) // workers)
 
 
 def _told(endpoint_file: Path, field: str) -> Any:  # noqa: ANN401 - JSON
-    """What the swarm's endpoint says of itself; None: it does not, or is nowhere now."""
+    """A field of the endpoint's address file; None: the file or the field is missing."""
     try:
         return json.loads(endpoint_file.read_text("utf-8")).get(field)
     except (OSError, ValueError):
@@ -145,7 +147,7 @@ def _reading_keys(spec: JobSpec) -> Iterator[None]:
 
 
 def _key_of(spec: JobSpec) -> str | None:
-    """The clients' key: from its file, or from the environment where the platform put it."""
+    """The clients' key: from its file, or from the environment in which the platform sets it."""
     if spec.api_key_file is None:
         return None
     try:
@@ -159,7 +161,7 @@ def _key_of(spec: JobSpec) -> str | None:
 
 def _locator(path: Path, field: str) -> Callable[[], str]:
     def locate() -> str:
-        """Where the swarm's endpoint is now."""
+        """The present address of the swarm's endpoint."""
         try:
             return str(json.loads(path.read_text("utf-8"))[field])
         except (OSError, ValueError, KeyError) as error:
@@ -173,14 +175,14 @@ def _locator(path: Path, field: str) -> Callable[[], str]:
 
 _log = get_logger(__name__)
 
-_PATIENCE_S = 15.0  # an endpoint that moves is away for a moment
+_PATIENCE_S = 15.0  # an endpoint that moves is unreachable for a moment
 _ASK_MAX_S = 300.0
-_ANEW_S = 60.0  # not called for so long: it answered meanwhile
+_ANEW_S = 60.0  # after this time without a call it has answered meanwhile
 
 
 class SwarmFate:
-    """Called again and again while nobody answers. The platform is asked after a moment, then ever
-    more seldom: an endpoint may wait in a queue for days, and many jobs with it.
+    """Called repeatedly while the endpoint does not answer. The platform is queried after a moment,
+    then at growing intervals: an endpoint may wait in a queue for days, and many jobs with it.
     """
 
     def __init__(
@@ -189,7 +191,9 @@ class SwarmFate:
         clock: Clock = time,
         lost: Callable[[ServingHandle], str | None] | None = None,
     ) -> None:
-        """`serving` is a `ServingHandle`; `lost` asks its platform, see `ServingBackend.lost`."""
+        """`serving` is a `ServingHandle`; `lost` queries its platform, see
+        `ServingBackend.lost`.
+        """
         self._serving = serving
         self._clock = clock
         self._lost = lost
@@ -198,7 +202,7 @@ class SwarmFate:
         self._pause_s = _PATIENCE_S
 
     async def __call__(self) -> str | None:
-        """Why nobody will answer again; None: somebody may. Raises nothing."""
+        """Why the endpoint will never answer again; None: it may. Raises nothing."""
         now = self._clock.monotonic()
         if now - self._called_at > _ANEW_S:
             self._pause_s = _PATIENCE_S
@@ -221,7 +225,7 @@ class SwarmFate:
             if ended is not None:
                 return f"The swarm has ended: {ended.reason}"
             why = (self._lost or serving_backend(handle.platform).lost)(handle)
-        except (SwarmError, OSError, ValueError) as error:  # asked again later
+        except (SwarmError, OSError, ValueError) as error:  # queried again later
             _log.info("the platform cannot be asked what became of the swarm: %s", error)
             return None
         return None if why is None else f"The swarm has failed: {why}"

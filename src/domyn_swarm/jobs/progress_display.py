@@ -1,5 +1,5 @@
-"""What callers of `run` may listen to, and how far a job is as they see it: a bar in a notebook, a
-line in a terminal; in a log messages alone.
+"""The callbacks and the progress display of `run`: a bar in a notebook, a line in a terminal; in a
+log only messages.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from domyn_swarm.model import ReplyVerdict, TimeLeft
 
 @dataclass(frozen=True, slots=True)
 class SettledRow:
-    """A row that has just been kept."""
+    """A row that was just kept."""
 
     row: int  # its position in the input
-    output: dict[str, Any] | None  # by output column; None: it carries an error
+    output: dict[str, Any] | None  # by output column; None: it has an error
     error: RowError | None
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """They fire on the thread of the run's event loop, whether or not progress is shown.
+    """Called on the thread of the run's event loop, whether or not progress is shown.
 
-    What one raises ends the run as a cancellation does, and is raised by `run`.
+    An exception of a hook ends the run as a cancellation does, and is raised by `run`.
     """
 
     on_progress: Callable[[int, int | None], None] | None = None
-    """Rows that are settled, and all rows; after each batch."""
+    """The number of settled rows, and of all rows; after each batch."""
     on_batch: Callable[[list[SettledRow]], None] | None = None
     on_row_error: Callable[[int, RowError], None] | None = None
-    """The position of a row that was given up, and why; `retries` are used up by then."""
+    """The position of a row that failed permanently, and the error; its retries are used up."""
     on_cancel: Callable[[], None] | None = None
-    """The run was told to stop before its end."""
+    """The run was stopped before its end."""
 
 
 class HookEvents(Events):
-    """The same as the engine knows them."""
+    """The engine's callbacks, passed on to the hooks."""
 
     def __init__(self, hooks: Hooks) -> None:
-        self.stop: Callable[[], None] = lambda: None  # what ends the run when a hook fails
+        self.stop: Callable[[], None] = lambda: None  # ends the run when a hook fails
         self._hooks = hooks
         self._failures: list[BaseException] = []
 
     def raise_failure(self) -> None:
-        """Raise what a hook has raised."""
+        """Raise the exception of a hook, if any."""
         if self._failures:
             raise self._failures[0]
 
@@ -94,21 +94,21 @@ def _settled(result: Result) -> SettledRow:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is at one moment."""
+    """The progress of a job at one moment."""
 
     name: str
-    done: int  # settled rows, failed ones and those of earlier runs included
+    done: int  # settled rows, including failed ones and those of earlier runs
     total: int | None  # None: not known yet
     resumed: int = 0  # of the settled rows: before this run
     failed: int = 0
     verdicts: Mapping[ReplyVerdict, int] = field(default_factory=dict)
     rows_per_s: float | None = None
     left: TimeLeft | None = None
-    remark: str | None = None  # what it waits for, …
+    remark: str | None = None  # what the run waits for, …
 
     @property
     def notable(self) -> bool:
-        """Whether some rows did not come out as asked for."""
+        """Whether some rows did not come out as requested."""
         return bool(self.failed or self._noted)
 
     @property
@@ -131,20 +131,20 @@ class Progress:
 
 
 class ProgressDisplay(Protocol):
-    """Where progress is shown. Nothing that becomes of it ends a run."""
+    """Where progress is shown. Errors of the display never end a run."""
 
     def draw(self, progress: Progress) -> None:
-        """Show how far it is, in place of what was shown before."""
+        """Show the progress in place of the previous display."""
 
     def notice(self, text: str) -> None:
-        """Say something that is not progress."""
+        """Show a message that is not progress."""
 
     def end(self, progress: Progress | None) -> None:
-        """Show the last state; None: leave none, somebody else has the last word."""
+        """Show the last state; None: remove the display, the caller shows the end."""
 
 
 def progress_display(*, shown: bool) -> ProgressDisplay:
-    """What fits where this process writes to; not shown: silent."""
+    """The display for this process's output; silent if it is not to be shown."""
     if not shown:
         return _Silent()
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -168,7 +168,7 @@ class _Silent(ProgressDisplay):
 
 
 class _Log(_Silent):
-    """A file or a pipe: nobody watches it, so that only what has to be known later is written."""
+    """A file or a pipe, which is read later: only lasting messages are written."""
 
     @override
     def notice(self, text: str) -> None:
@@ -181,10 +181,10 @@ class _Log(_Silent):
 
 
 class _TerminalLine(_Log):
-    """One line, drawn over."""
+    """One line, overwritten."""
 
     def __init__(self) -> None:
-        self._drawn = 0  # characters of the line that stands there
+        self._drawn = 0  # characters of the present line
 
     @override
     def draw(self, progress: Progress) -> None:
@@ -210,8 +210,8 @@ class _TerminalLine(_Log):
 
 
 class _NotebookBar(ProgressDisplay):
-    """An output of the cell that is replaced: what Rich has for notebooks shows nothing where
-    `ipywidgets` is missing.
+    """An output of the cell that is replaced: Rich's display for notebooks is empty if `ipywidgets`
+    is missing.
     """
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ class _NotebookBar(ProgressDisplay):
 
 
 class _Html:
-    """Text, with something before it where HTML is shown."""
+    """Text, with an element before it where HTML is shown."""
 
     def __init__(self, text: str, before: str) -> None:
         self._text, self._before = text, before
@@ -247,7 +247,7 @@ class _Html:
 
 
 def _print(text: str) -> None:
-    """To stderr. A terminal that is gone, or a log on a full disk, is no reason to end a run."""
+    """Print to stderr. A closed terminal, or a log on a full disk, does not end a run."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()

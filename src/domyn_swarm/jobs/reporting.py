@@ -1,4 +1,4 @@
-"""What a worker tells about its job while it runs and when it ends."""
+"""A worker's reports on its job, while it runs and when it ends."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
-_SPEED_KNOWN_S = 10.0  # from the job's begin
-_ROOM = 0.8  # of the time that is left, before a job that was too slow has enough
-_REPLICAS_TRACED = 64  # of which a line of the trace has the limits
-_TRACE_LINES = 1000  # a second apart at first; a long run's lines are further apart
-# As OpenTelemetry's semantic conventions for generative AI advise for
+_SPEED_KNOWN_S = 10.0  # seconds from the job's beginning
+_ROOM = 0.8  # of the remaining time: the limit below which a slow job has enough again
+_REPLICAS_TRACED = 64  # whose limits a line of the trace contains
+_TRACE_LINES = 1000  # a second apart at first; the interval grows in a long run
+# As recommended by OpenTelemetry's semantic conventions for generative AI for
 # gen_ai.client.operation.duration and gen_ai.client.token.usage
 _LATENCY_BOUNDS_S = tuple(0.01 * 2**power for power in range(14))
 _TOKEN_BOUNDS = tuple(4.0**power for power in range(14))
 
 
 class TimeLimit:
-    """Judges whether a job will be done when its time is up: that of its own limit, or that which
-    its scheduler gives the job that this process runs in.
+    """Judges whether a job will be done at its time limit: its own, or that of the scheduler's job
+    in which this process runs.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class TimeLimit:
         self._short = False
 
     def too_short(self, eta_s: float | None) -> str | None:
-        """What to say of a job that needs so long at its speed; None: it has the time, or its
-        speed is not known yet. The words stay the same, and are taken back where there is room.
+        """The warning for a job that needs this long at its speed; None: it has the time, or its
+        speed is not known yet. The text stays the same, and is withdrawn when there is room.
         """
         now = self._clock.time()
         known = eta_s is not None and now - self._began >= _SPEED_KNOWN_S
@@ -75,9 +75,9 @@ class Reporter:
     def __init__(
         self, paths: JobPaths, tally: Tally, spec: JobSpec | None = None, kept: Path | None = None
     ) -> None:
-        """`kept` is the checkpoint's folder, where there is one that stays."""
+        """`kept`: the checkpoint's folder, if it stays after the run."""
         self.state = "starting"
-        self.gpu_hours: float | None = None  # that the job has cost so far
+        self.gpu_hours: float | None = None  # the job's cost so far
         self._paths = paths
         self._spec = spec
         self._kept = kept
@@ -85,14 +85,14 @@ class Reporter:
         self._traced_s = -1.0
         self._time = TimeLimit(
             None if paths.runs.exists() else spec
-        )  # one that goes on has all the time
+        )  # a job that continues by itself has no limit
 
     def progress(self) -> None:
-        """How far the job is, now. Blocks."""
+        """Write the present progress. Blocks."""
         self._write(self._progress(), self._trace_line())
 
     async def keep_progress(self) -> None:
-        """The same from a thread: a slow disk holds no request up."""
+        """The same on a thread: a slow disk delays no request."""
         await in_thread(self._write, self._progress(), self._trace_line())
 
     def _write(self, progress: str, line: str | None) -> None:
@@ -187,7 +187,7 @@ class Reporter:
         error: str | None,
         remarks: Sequence[str] = (),
     ) -> None:
-        """The run's own account; None for what it does not have."""
+        """The run's own account; None for fields that it does not have."""
         tally = self._tally
         result = JobResult(
             checkpoint=None if checkpoint is None else str(checkpoint),
@@ -205,5 +205,5 @@ class Reporter:
         )
         try:
             write_private(self._paths.result, result.model_dump_json())
-        except OSError as failure:  # the exit code still tells how it ended
+        except OSError as failure:  # the exit code still reports how it ended
             _log.warning("cannot write %s: %s", self._paths.result, failure)

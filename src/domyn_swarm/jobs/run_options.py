@@ -1,10 +1,10 @@
-"""How a job runs, as a user sets it: each option once, with its type, its bounds, its default
-and its words.
+"""A job's run options as users set them: each option once, with its type, bounds, default and help
+text.
 
-The records here are what classes of jobs (`JobOptions`), submissions (`RunOptions`), files of jobs
-(`JobFile`) and runs once more (`JobChanges`) consist of; flags of commands are made of them
-(`cli.job_flags`). Beside each record stands the same as keywords of Python's functions, with types
-that editors complete.
+The records are parts of job classes (`JobOptions`), submissions (`RunOptions`), job files
+(`JobFile`) and resubmissions (`JobChanges`); flags of commands are made from them
+(`cli.job_flags`). Next to each record there are the same options as typed keywords of Python's
+functions, which editors complete.
 """
 
 import re
@@ -35,7 +35,7 @@ def _concurrency(value: object) -> object:
 
 
 def failure_limit(text: str) -> tuple[int | None, float | None]:
-    """The rows, or the share of the settled rows, that `20` or `5%` stand for.
+    """The number of rows, or the share of the settled rows, that `20` or `5%` denotes.
 
     Raises:
         ValueError: it is neither.
@@ -54,10 +54,10 @@ def _failures(value: object) -> object:
 
 
 def given_options(kind: type[_Options], given: Mapping[str, Any], of: str) -> _Options:
-    """The options that a caller gave by name; `of` begins the sentence about a wrong one.
+    """The options that a caller passed by name; `of` begins the sentence about an invalid one.
 
     Raises:
-        ConfigError: names the option, what it is, and what it can be.
+        ConfigError: names the option, its value, and the possible values.
     """
     from pydantic import ValidationError
 
@@ -68,7 +68,7 @@ def given_options(kind: type[_Options], given: Mapping[str, Any], of: str) -> _O
         where = _place(mistakes[0]["loc"], given)
         wanted = [str(one["msg"]) for one in mistakes if _place(one["loc"], given) == where]
         reason = " or ".join(dict.fromkeys(wanted))
-        if mistakes[0]["type"] == "value_error":  # our words, which say what was given
+        if mistakes[0]["type"] == "value_error":  # our message, which includes the value
             problem = reason.removeprefix("Value error, ")
         else:
             problem = f"is {mistakes[0]['input']!r}: {reason}"
@@ -76,7 +76,7 @@ def given_options(kind: type[_Options], given: Mapping[str, Any], of: str) -> _O
 
 
 def _place(loc: tuple[int | str, ...], given: object) -> str:
-    """An option, and which of its values; without the kinds that a value may be of."""
+    """The option and the affected value in it; without pydantic's names of union members."""
     names: list[str] = []
     for part in loc:
         if isinstance(given, Mapping):
@@ -100,7 +100,7 @@ _Names = Annotated[
 
 
 class AskingOptions(Record):
-    """How rows are asked. None: as the job has it, or as usual."""
+    """How rows are sent. None: as the job sets it, or the default."""
 
     max_concurrency: Annotated[
         Concurrency | None,
@@ -129,7 +129,7 @@ class AskingOptions(Record):
 
 
 class AskingKeywords(TypedDict, total=False):
-    """The same by name, in Python."""
+    """The same as keywords of Python."""
 
     max_concurrency: Concurrency | None
     retries: int | None
@@ -141,7 +141,7 @@ class AskingKeywords(TypedDict, total=False):
 
 
 class KeepingOptions(AskingOptions):
-    """The same, and how rows are known and answers are kept: what a class of jobs may say, too."""
+    """The same, and how rows are identified and answers are kept: also set by classes of jobs."""
 
     id_column: Annotated[str | None, about("Names each row; its position does when left out.")] = (
         None
@@ -163,11 +163,11 @@ class KeepingOptions(AskingOptions):
 
 
 class KeepingKeywords(AskingKeywords, total=False):
-    """The same by name, in Python."""
+    """The same as keywords of Python."""
 
     name: str | None
     id_column: str | None
-    """The column that rows are known by, instead of their position: unique and never null."""
+    """The column that identifies rows instead of their position: unique and never null."""
     output_mode: OutputMode | None
     checkpoint_interval: int | None
     checkpoint_seconds: float | None
@@ -175,10 +175,10 @@ class KeepingKeywords(AskingKeywords, total=False):
 
 
 class ChangeableOptions(AskingOptions):
-    """What may be different when a job runs once more."""
+    """Options that may change when a job is resubmitted."""
 
     workers: Annotated[
-        Annotated[int, Meta(ge=1, le=256)] | None,  # None: one, or one for each node of Ray's
+        Annotated[int, Meta(ge=1, le=256)] | None,  # None: 1, or one for each node of Ray's
         about("Processes to share the rows.", metavar="N"),
     ] = None
     overwrite: Annotated[
@@ -187,7 +187,7 @@ class ChangeableOptions(AskingOptions):
 
 
 class RunOptions(ChangeableOptions, KeepingOptions, InputReading):
-    """What a submitter says of a job beside whom and what it asks."""
+    """The submitter's options, besides swarm and job."""
 
     input: Annotated[str, about("The rows to ask.", metavar="PATH")]
     output: Annotated[str, about("Where answers go.", metavar="PATH")]
@@ -248,7 +248,7 @@ class RunOptions(ChangeableOptions, KeepingOptions, InputReading):
 
 
 class ReadingKeywords(TypedDict, total=False):
-    """`InputReading` by name, in Python: of rows that are given by their path."""
+    """`InputReading` as keywords of Python: for rows that are given by their path."""
 
     encoding: str
     delimiter: str | None
@@ -257,12 +257,12 @@ class ReadingKeywords(TypedDict, total=False):
 
 
 class SubmissionKeywords(KeepingKeywords, ReadingKeywords, total=False):
-    """`RunOptions` by name, in Python, but for input and output."""
+    """`RunOptions` as keywords of Python, without input and output."""
 
     workers: int | None
     overwrite: bool
     input_columns: Sequence[str] | str
-    """What a row is made of, instead of the job's input columns."""
+    """The columns of an item, instead of the job's input columns."""
     output_columns: Sequence[str] | str
     """Names for the output columns, in their order."""
     shard_output: bool

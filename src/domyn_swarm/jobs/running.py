@@ -1,6 +1,6 @@
-"""A job in this process: a frame in, a frame of the same kind out.
+"""Runs a job in this process: a frame in, a frame of the same kind out.
 
-The same engine, checkpoint and resume as for a job that is submitted; only the ends differ.
+The same engine, checkpoint and resume as for a submitted job; only the ends differ.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from domyn_swarm.paths import checkpoints_dir, private_dir, write_private
 _log = get_logger(__name__)
 _T = TypeVar("_T")
 _DRAW_S = 0.5
-_KINDS = {int: Integral, Path: os.PathLike}  # what else is taken for one of that type
+_KINDS = {int: Integral, Path: os.PathLike}  # other values that count as this type
 
 
 def _taken(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 - a type
-    """The kinds of values that a keyword of that type takes, which can be told by looking."""
+    """The types of values that a keyword accepts, as far as `isinstance` can tell."""
     several = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
     return tuple(_KINDS.get(one, get_origin(one) or one) for one in several)
 
@@ -65,7 +65,7 @@ _NAMES = {NoneType: "None", Integral: "int", os.PathLike: "Path", Mapping: "dict
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How `run` goes about it, beside the job's own options: see `RunKeywords`."""
+    """Settings of `run`, besides the job's own options: see `RunKeywords`."""
 
     tag: str | None = None
     checkpoint: bool = True
@@ -83,7 +83,7 @@ def settings_of(given: dict[str, Any]) -> RunSettings:
     """Settings and hooks by their names.
 
     Raises:
-        ConfigError: there is none of that name, or it takes no such value.
+        ConfigError: there is none of that name, or it does not accept the value.
     """
     heard, read = {one.name for one in fields(Hooks)}, {*InputReading.field_names()}
     for name in given.keys() - _TAKEN.keys():
@@ -103,7 +103,7 @@ def settings_of(given: dict[str, Any]) -> RunSettings:
 
 
 def _instead(name: str, known: set[str]) -> str:
-    """What may be meant by a name that is no setting of a run."""
+    """The hint for a name that is not a setting of a run."""
     of_jobs = {*OPTIONS, "input_columns", "output_schema", "output_columns"}
     if close := get_close_matches(name, sorted(known | of_jobs), 1):
         [meant] = close
@@ -118,7 +118,7 @@ def _instead(name: str, known: set[str]) -> str:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Whom to ask: the fields of a job's spec that say so, and a key that stays in memory."""
+    """The endpoint: the fields of a job's spec that describe it, and a key that stays in memory."""
 
     fields: Mapping[str, Any]
     key: str | None = None
@@ -128,7 +128,7 @@ class Endpoint:
         """Any OpenAI endpoint; without a key, that of the environment.
 
         Raises:
-            ConfigError: the URL is none.
+            ConfigError: the URL is invalid.
         """
         return cls(
             {"endpoint_url": checked_endpoint(url), "model": model}, api_key or key_of_environment()
@@ -142,14 +142,14 @@ async def arun(
     settings: RunSettings,
     tally: Tally | None = None,
 ) -> Any:  # noqa: ANN401 - a frame
-    """Ask every row of a frame, or of the files at a path; return a frame of the same kind.
+    """Send every row of a frame, or of the files at a path; returns a frame of the same kind.
 
-    Rows without an answer have an `_error`. Cancelled, it finishes the rows in flight and keeps all
-    that is settled. What is counted is in `tally` meanwhile.
+    Rows without an answer have an `_error`. When cancelled, it finishes the rows in flight and
+    keeps all settled rows. `tally` holds the counts meanwhile.
 
     Raises:
-        SwarmError: something is wrong with the job or the data (nothing was asked), or the run
-            cannot go on (what is settled is kept).
+        SwarmError: the job or the data is invalid (nothing was sent), or the run cannot continue
+            (settled rows are kept).
     """
     job = job_given(job)
     job.check()
@@ -166,7 +166,7 @@ async def arun(
         if not isinstance(data, str | Path):
             key = await asyncio.to_thread(frame_key, plan.dataset, plan.output.keys)
             spec = spec.model_copy(update={"job_key": key})
-        # The frame that comes back has all rows: none may stay without a result.
+        # The returned frame has all rows: each needs a result.
         key = spec.job_key or plan.job_key
         plan = replace(plan, job_key=key, no_others=False, publishes=False)
         await asyncio.to_thread(check_rows, plan)
@@ -181,7 +181,9 @@ async def arun(
 
 @contextlib.contextmanager
 def _checkpoint_root(settings: RunSettings, *, shared: bool) -> Iterator[Path]:
-    """Where the checkpoint lies. `shared`: other machines see the folders that users chose."""
+    """The folder of the checkpoint. `shared`: other machines have access to folders that users
+    chose.
+    """
     chosen = Path(settings.checkpoint_dir or checkpoints_dir())
     if settings.checkpoint:
         yield chosen
@@ -197,7 +199,9 @@ def _checkpoint_root(settings: RunSettings, *, shared: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _travelling(spec: JobSpec, job: SwarmJob, endpoint: Endpoint) -> Iterator[JobSpec]:
-    """The spec with all that other machines need: the job by name or source, the key in a file."""
+    """The spec with everything that other machines need: the job by name or source, the key in a
+    file.
+    """
     found = reference_to(job)
     told: dict[str, Any] = {
         "job": found.job,
@@ -223,11 +227,11 @@ def _check_hooks(hooks: Hooks) -> None:
 
 
 def run(job: SwarmJob | str, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
-    """As `arun`, for code that is not async. In a notebook, where a loop runs already, it runs
-    on another one beside it.
+    """As `arun`, for code that is not async. In a notebook, where an event loop runs already, it
+    runs on another one beside it.
 
     Raises:
-        KeyboardInterrupt: it was interrupted; says what is kept.
+        KeyboardInterrupt: it was interrupted; the message says what is kept.
     """
     tally = Tally()
     try:
@@ -239,7 +243,7 @@ def run(job: SwarmJob | str, data: Any, endpoint: Endpoint, settings: RunSetting
 
 
 def _kept(tally: Tally, settings: RunSettings) -> str:
-    """What an interrupted run leaves, in words."""
+    """What an interrupted run has kept, as text."""
     if not settings.checkpoint:
         return "Interrupted: nothing is kept (checkpoint=False). The same call asks all rows again."
     if not tally.rows_done:
@@ -277,7 +281,7 @@ def _in_a_thread(begin: Callable[[], Coroutine[None, None, _T]]) -> _T:
         try:
             with event_loop() as runner:
                 value = runner.run(watched())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             outcome.append(functools.partial(_raise, error))
         else:
             outcome.append(lambda: value)
@@ -353,7 +357,7 @@ async def _settle(
 
 
 async def _keep_drawing(display: ProgressDisplay, tally: Tally, name: str) -> None:
-    """Show how far it is until cancelled."""
+    """Show the progress until cancelled."""
     while True:
         await asyncio.sleep(_DRAW_S)
         tally.look()

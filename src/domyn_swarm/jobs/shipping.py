@@ -1,7 +1,7 @@
-"""The source of a job that no worker could import: one from a script or a notebook cell.
+"""The source of a job that no worker could import: from a script or a notebook cell.
 
-What travels is text: the definition and, as far as it refers to them, the imports, functions,
-classes and plain values around it. Nothing is pickled. What cannot be written down is refused.
+Workers receive text: the definition and, as far as it refers to them, the imports, functions,
+classes and plain values around it. Nothing is pickled. Values without a source form are refused.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from domyn_swarm.jobs.source_text import assignment_of, names_of, namespace_of, 
 
 
 def definition_of(job: SwarmJob) -> type | Callable[..., Any]:
-    """What the user wrote: a function, or a class."""
+    """The user's definition: a function, or a class."""
     return job.function if isinstance(job, FunctionJob) else type(job)
 
 
 def importable_name(job: SwarmJob) -> str | None:
-    """`module:name` under which another process finds the job's class or function, if it does."""
+    """`module:name` by which another process imports the job's class or function, if it can."""
     defined = definition_of(job)
     module = sys.modules.get(defined.__module__)
     if (
@@ -47,7 +47,7 @@ def source_of(job: SwarmJob) -> str:
     """The text of a module that defines the job under its own name.
 
     Raises:
-        ConfigError: the source cannot be found, or it refers to what cannot be written down.
+        ConfigError: the source is not available, or it refers to values without a source form.
     """
     defined = definition_of(job)
     collector = _Collector(defined.__name__)
@@ -56,7 +56,7 @@ def source_of(job: SwarmJob) -> str:
 
 
 class _Collector:
-    """Parts of the module, each after those it needs."""
+    """Parts of the module, each after those that it needs."""
 
     def __init__(self, job: str) -> None:
         self.parts: list[str] = []
@@ -64,7 +64,7 @@ class _Collector:
         self._seen: dict[str, Any] = {}
 
     def define(self, name: str, defined: type | Callable[..., Any]) -> None:
-        """Add a function or a class, and what it refers to."""
+        """Add a function or a class, and everything that it refers to."""
         self._seen[name] = defined
         text = source_text(defined)
         if text is None:
@@ -129,7 +129,7 @@ def _constant(name: str, value: Any) -> str | None:  # noqa: ANN401 - whatever a
 
 
 def module_from(source: str) -> ModuleType:
-    """Run a travelled source as a module of its own.
+    """Run a shipped source as a module of its own.
 
     Raises:
         ConfigError: it fails.

@@ -1,8 +1,9 @@
-"""What a job's code is, for its identity: syntax trees, so that comments and layout do not count.
+"""A digest of a job's code, for its identity: from syntax trees, so that comments and layout do not
+count.
 
-To the code belongs what it refers to in its own module, script or cells: functions, classes, plain
-values, what a function closes over. Code that the job imports is not covered, nor are variables
-that the code assigns itself (`global`).
+The code includes what it refers to in its own module, script or cells: functions, classes, plain
+values, closure variables. Code that the job imports is not covered, nor are variables that the code
+itself assigns (`global`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from domyn_swarm.jobs.source_text import names_of, namespace_of, source_text
 
 
 def source_digest(cls: type, base: type) -> str:
-    """A digest of a class and those it inherits from, up to `base`.
+    """A digest of a class and its bases, up to `base`.
 
-    A class that has a `version` of its own is that version, whatever its source.
+    A class with a `version` of its own is identified by that, whatever its source.
     """
     ancestors = [one for one in cls.__mro__ if one not in (base, object)]
     seen: set[int] = set()
@@ -35,18 +36,18 @@ def _of_class(cls: type, seen: set[int]) -> list[str]:
 
 
 def function_digest(function: Callable[..., Any]) -> str:
-    """A digest of a function, without its decorators: what they say is in the job's fields."""
+    """A digest of a function, without its decorators, whose settings are among the job's fields."""
     return _digest(_code(function, set()))
 
 
 def _code(defined: type | Callable[..., Any], seen: set[int]) -> list[str]:
-    """The trees of a definition and of what it refers to around it."""
+    """The trees of a definition and of the definitions that it refers to."""
     if id(defined) in seen:
         return []
     seen.add(id(defined))
     text = source_text(defined)
     if text is None:
-        return [f"{defined.__module__}:{defined.__qualname__}"]  # the name must do
+        return [f"{defined.__module__}:{defined.__qualname__}"]  # no source: only its name counts
     around = namespace_of(defined)
     names = names_of(text) - {defined.__name__} - _assigned_globals(text)
     parts = [_tree(text)]
@@ -76,7 +77,7 @@ def _named(name: str, value: Any, module: str, seen: set[int]) -> list[str]:  # 
 
 
 def _assigned_globals(text: str) -> set[str]:
-    """Names that the code declares `global`: what it counts or collects there."""
+    """Names that the code declares `global`: variables in which it counts or collects."""
     return {
         name
         for node in ast.walk(ast.parse(text))

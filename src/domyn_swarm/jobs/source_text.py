@@ -18,7 +18,7 @@ _CELLS = re.compile(r"^<ipython-input-|[/\\]ipykernel_\d+[/\\]|^<stdin>|^<python
 
 
 def names_of(text: str) -> set[str]:
-    """The names that a piece of source takes from around it."""
+    """The free names of a piece of source."""
     outside: set[str] = set()
     tables = [symtable.symtable(text, "job", "exec")]
     for table in tables:
@@ -32,7 +32,7 @@ def names_of(text: str) -> set[str]:
 
 
 def namespace_of(defined: type | Callable[..., Any]) -> Mapping[str, Any]:
-    """What the names in a definition stand for: its module's, and those it closes over."""
+    """The values of the names in a definition: of its module, and of its closure."""
     module = vars(sys.modules[defined.__module__])
     functions = [defined] if isinstance(defined, FunctionType) else vars(defined).values()
     closed: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def namespace_of(defined: type | Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def source_text(defined: type | Callable[..., Any]) -> str | None:
-    """What the user wrote, also in a cell; None: it cannot be found."""
+    """The user's source, also from a cell; None: it is not available."""
     try:
         return textwrap.dedent(inspect.getsource(defined)).rstrip()
     except (OSError, TypeError):  # a class from a cell: its module has no file
@@ -54,7 +54,7 @@ def source_text(defined: type | Callable[..., Any]) -> str | None:
 
 
 def assignment_of(name: str) -> str | None:
-    """The newest statement of the script, or of the cells, that gives a name its value."""
+    """The last statement of the script, or of the cells, that assigns to a name."""
 
     def gives(node: ast.stmt) -> bool:
         targets = node.targets if isinstance(node, ast.Assign) else []
@@ -64,7 +64,7 @@ def assignment_of(name: str) -> str | None:
 
 
 def _newest(wanted: Callable[[ast.stmt], bool]) -> str | None:
-    """The newest statement of the script or of the cells that is wanted."""
+    """The last statement of the script or of the cells that matches."""
     for text in _texts():
         try:
             body = ast.parse(text).body

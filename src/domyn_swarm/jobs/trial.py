@@ -1,5 +1,7 @@
-"""Rows of a job that are asked in this process before it is submitted: a dry run, a preview, a
-forecast. What the last two ask is kept, so that the job asks the others: they are runs of the same
+"""Sends some of a job's rows from this process before it is submitted: a dry run, a preview, a
+forecast.
+
+Answers of the last two are kept, so that the job sends only the others: they are runs of the same
 job over the same checkpoint that publish nothing, and whose errors do not count for later runs.
 """
 
@@ -28,7 +30,7 @@ from domyn_swarm.net.openai import OpenAIClient
 
 
 class TriedJob(Record):
-    """A job as it would be submitted, of which rows were asked before."""
+    """A job as it would be submitted, some of whose rows were sent before."""
 
     schema_version: Literal[1] = 1
     job: str
@@ -38,27 +40,27 @@ class TriedJob(Record):
     input: str
     output: str
     rows_total: int
-    rows_settled: int | None  # of them, in the job's checkpoint; None: too many to count here
+    rows_settled: int | None  # in its checkpoint; None: too many to count here
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A checked job, and whom it asks."""
+    """A checked job, and its endpoint."""
 
     spec: JobSpec
     prepared: Prepared
     swarm: str | None = None  # the name of its swarm
-    key: str | None = None  # the endpoint's, where the spec names no file of it
+    key: str | None = None  # the endpoint's, if the spec names no file of it
 
     @property
     def access(self) -> EndpointAccess:
-        """To the endpoint."""
+        """Of the endpoint."""
         access = access_of(self.spec)
         return replace(access, key=self.key or access.key)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a `TriedJob` says of the job itself."""
+        """The fields of a `TriedJob` about the job itself."""
         return {
             "job": self.spec.job,
             "swarm": self.swarm,
@@ -70,7 +72,7 @@ class Trial:
         }
 
     def check_kept(self, what: str) -> None:
-        """Refuse to ask rows here of a job that keeps no answers.
+        """Refuse to send rows of a job that keeps no answers.
 
         Raises:
             ConfigError: it keeps no checkpoint.
@@ -95,19 +97,19 @@ class Trial:
         notice: Callable[[str], None],
         *watching: Coroutine[None, None, None],
     ) -> float:
-        """Run a plan for somebody who waits for it; return the seconds that it took.
+        """Run a plan for a waiting caller; returns its duration in seconds.
 
         Args:
             plan: see `plan_of`.
             tally: counts.
-            notice: hears what the run has to say, such as that it waits for the endpoint.
-            watching: what runs beside it.
+            notice: receives messages of the run, such as that it waits for the endpoint.
+            watching: runs beside it.
 
         Raises:
-            PlatformUnavailable: nobody serves at the endpoint, before a row was answered.
-            CheckpointBusy: another job asks the same rows now.
-            JobError: the run cannot go on; what was answered is kept.
-            KeyboardInterrupt: likewise, after the rows in flight.
+            PlatformUnavailable: the endpoint does not serve, and no row was answered.
+            CheckpointBusy: another job is sending the same rows now.
+            JobError: the run cannot continue; answers are kept.
+            KeyboardInterrupt: the same, after the rows in flight.
         """
         began = time.monotonic()
         with open_files.raised(), event_loop() as runner:
@@ -125,7 +127,7 @@ class Trial:
 
         def heard(text: str) -> None:
             if tally.paused and not tally.rows_answered:
-                asking.cancel()  # a job waits for its endpoint, but here somebody waits for us
+                asking.cancel()  # a job waits for its endpoint, but here a caller waits
             else:
                 notice(text)
 

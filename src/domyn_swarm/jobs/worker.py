@@ -1,8 +1,8 @@
 """The program that runs a job: `python -m domyn_swarm.jobs.worker <job folder>`.
 
 Reads `job.json`, rewrites `progress.json` about once a second, leaves `result.json`. Ends with 0,
-with 7 when rows carry errors, with the error's own code, or with 128 + the signal that stopped it.
-SIGTERM and SIGINT: rows in flight are given a grace period, everything finished is on disk.
+with 7 if rows have errors, with the error's own code, or with 128 + the signal that stopped it.
+SIGTERM and SIGINT: rows in flight have a grace period, all finished rows are on disk.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from domyn_swarm.paths import JobPaths, private_dir
 
 _log = get_logger(__name__)
 _PROGRESS_S = 1.0
-_BUSY_S = 5.0  # so often a driver is looked for that the job's earlier run may have left
+_BUSY_S = 5.0  # seconds between checks for a driver that the job's earlier run may have left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job in the folder given; return the exit code."""
+    """Run the job in the given folder; returns the exit code."""
     configure("INFO")
     [folder] = sys.argv[1:] if arguments is None else arguments
     paths = JobPaths(Path(folder))
@@ -81,7 +81,7 @@ class _Worker:
         self._reporter = Reporter(paths, self._tally, spec, kept)
 
     async def run(self) -> int:
-        """Run to the end, whatever it is; return the exit code."""
+        """Run to the end; returns the exit code."""
         published, error, reason = False, None, None
         await self._count_gpu_hours()
         self._reporter.progress()
@@ -119,15 +119,15 @@ class _Worker:
     def _exit_code(self, error: SwarmError | None, *, published: bool) -> int:
         if error is not None:
             return error.exit_code
-        if self._signal is not None and not published:  # else it came when all was done
+        if self._signal is not None and not published:  # else it arrived after the end
             return 128 + self._signal
         return EXIT_FAILED_ROWS if self._tally.all_failed else EXIT_OK
 
     async def _endpoint_known(self) -> None:
-        """Wait while the swarm's endpoint is on its way to another node, and listens nowhere.
+        """Wait while the swarm's endpoint moves to another node and has no address.
 
         Raises:
-            JobError: it will never come.
+            JobError: it will not return.
         """
         if not self._endpoint_away():
             return
@@ -160,8 +160,8 @@ class _Worker:
             return await self._run_plan(replace(self._prepared, plan=plan))
 
     async def _run_alone(self) -> bool:
-        """Once nobody else drives the job. The driver of its earlier run may live on a node that
-        is cut off from its scheduler alone, until that ends it.
+        """Run once no other driver holds the job. The driver of its earlier run may be on a node
+        that has lost only its scheduler, until that ends it.
         """
         while True:
             try:
@@ -195,7 +195,7 @@ class _Worker:
 
     @contextlib.asynccontextmanager
     async def _shared_out(self, plan: BatchPlan) -> AsyncIterator[BatchPlan]:
-        """The plan with those who work on its rows: this process, others here, or a cluster's."""
+        """The plan with its workers: this process, others here, or those of a cluster."""
         if self._elsewhere:
             from domyn_swarm.jobs.ray.dataset import over_cluster
 
@@ -234,7 +234,7 @@ class _Worker:
         run.stop()
 
     def _tell_differences(self) -> None:
-        """Say why an existing checkpoint of the same job is not gone on with."""
+        """Log why an existing checkpoint of the same job class is not used."""
         plan = self._prepared.plan
         if plan.place.store.exists():
             return
@@ -245,7 +245,7 @@ class _Worker:
 
 
 def _runs_again(paths: JobPaths) -> bool:
-    """Whether the job goes on by itself, and this is not its first run."""
+    """Whether the job continues by itself, and this is not its first run."""
     try:
         return bool(json.loads(paths.runs.read_text("utf-8"))["number"] > 1)
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def _runs_again(paths: JobPaths) -> bool:
 
 
 if __name__ == "__main__":
-    # polars would read ahead as many row groups as the machine has threads for, and hold them all;
-    # requests take so long that one is enough. It asks for this each time that it opens a file.
+    # polars would read ahead one row group per thread of the machine, and hold them all; requests
+    # take so long that one is enough. It reads the setting each time it opens a file.
     os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", "1")
     sys.exit(main())

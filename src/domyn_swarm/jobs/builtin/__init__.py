@@ -1,1 +1,1 @@
-"""The built-in jobs, and what they share."""
+"""The built-in jobs, and their common parts."""

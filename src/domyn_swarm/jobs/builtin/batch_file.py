@@ -24,19 +24,19 @@ _PATHS = "/v1/"
 
 
 class BatchFileJob(SwarmJob):
-    """Requests of an OpenAI Batch file sent as they stand, and their replies as they come.
+    """Sends the requests of an OpenAI Batch file unchanged, and keeps their replies.
 
     A `.jsonl` input has a request on each line (`custom_id`, `method`, `url`, `body`), a `.jsonl`
     output a reply (`id`, `custom_id`, `response`, `error`), as in
     https://platform.openai.com/docs/guides/batch. Other inputs, and frames, have columns
-    `custom_id`, `url` and `body` (an object or JSON text), and come back with `custom_id` and
-    `response`, which is JSON text. Rows are known by their `custom_id`.
+    `custom_id`, `url` and `body` (an object or JSON text), and are returned with `custom_id` and
+    `response`, which is JSON text. Rows are identified by their `custom_id`.
 
-    What the replies say is counted (`job status`, `job failures`); all of them count as answers.
+    Verdicts of replies are counted (`job status`, `job failures`); all replies count as answers.
 
-    keep_model: send the model that the request names; else it is the swarm's.
+    keep_model: send the model that the request names, instead of the swarm's.
 
-    What else is given goes to the requests that do not say it themselves.
+    Other arguments are defaults for the requests.
     """
 
     input_columns = (URL_COLUMN, BODY_COLUMN)

@@ -1,4 +1,4 @@
-"""Chat completions, continuations and vectors: one request a row."""
+"""Chat completions, text completions and embeddings: one request per row."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from domyn_swarm.net.parameters import COMPLETIONS, EMBEDDINGS
 class ChatCompletionJob(PromptedJob):
     """One answer to the conversation in the input column (default `messages`), or to the prompt.
 
-    Calls of tools are kept as the message's JSON, a refusal as its words. With `parse_reasoning` a
-    second column `reasoning` keeps what a reasoning parser of the server set apart.
+    Tool calls are kept as the message's JSON, a refusal as its text. With `parse_reasoning` a
+    second column `reasoning` keeps the reasoning that a parser of the server separated.
     """
 
     input_columns: Sequence[str] = ("messages",)
@@ -38,7 +38,9 @@ class ChatCompletionJob(PromptedJob):
     version = "1"
 
     def __init__(self, *, parse_reasoning: bool = False, **options: Unpack[PromptKeywords]) -> None:
-        """Options besides: those of `PromptedJob`; the rest goes to the requests."""
+        """Further options are those of `PromptedJob`; other arguments are parameters of the
+        requests.
+        """
         self.parse_reasoning = parse_reasoning
         if parse_reasoning:
             self.output_schema = {"result": str, "reasoning": str}
@@ -50,7 +52,7 @@ class ChatCompletionJob(PromptedJob):
 
     @override
     async def transform_item(self, item: Any) -> Any:
-        """What the first choice says; with `parse_reasoning` also the reasoning."""
+        """The text of the first choice; with `parse_reasoning` also the reasoning."""
         columns = self.columns_of(item)
         body = self.body(columns)
         body["messages"] = self.messages(columns)
@@ -78,7 +80,7 @@ class TemplateJob(ChatCompletionJob):
 class MultiChatCompletionJob(PromptedJob):
     """`n` answers to each conversation, as a list in the column `results`.
 
-    Servers that answer with fewer choices than asked for are asked again for the rest; with a
+    If a server returns fewer choices than requested, further requests are sent for the rest; with a
     `seed` each such request has its own.
     """
 
@@ -87,7 +89,9 @@ class MultiChatCompletionJob(PromptedJob):
     version = "1"
 
     def __init__(self, *, n: int = 2, **options: Unpack[PromptKeywords]) -> None:
-        """`n` answers; options besides: those of `PromptedJob`; the rest goes to the requests."""
+        """`n` answers. Further options are those of `PromptedJob`; other arguments are parameters
+        of the requests.
+        """
         if n < 1:
             raise ConfigError(f"n must be at least 1, not {n}.")
         self.n = n
@@ -99,7 +103,7 @@ class MultiChatCompletionJob(PromptedJob):
 
     @override
     async def transform_item(self, item: Any) -> list[str | None]:
-        """What all choices say."""
+        """The texts of all choices."""
         columns = self.columns_of(item)
         body = {**self.body(columns), "messages": self.messages(columns)}
         answers: list[str | None] = []
@@ -117,9 +121,9 @@ class ChatCompletionPerplexityJob(PromptedJob):
     With `l_1 … l_k` the natural logarithms of the probabilities that the model gave the `k` tokens
     it generated, the perplexity is `exp(-(l_1 + … + l_k) / k)`: two to the power of the
     cross-entropy in bits (Jelinek, Mercer, Bahl and Baker, "Perplexity - a measure of the
-    difficulty of speech recognition tasks", 1977). `bottom50_perplexity` is the same over the
-    least probable half of the tokens, `ceil(k / 2)` of them: it shows a few doubtful places that
-    the mean over a long answer hides.
+    difficulty of speech recognition tasks", 1977). `bottom50_perplexity` is the same over the least
+    probable half of the tokens, `ceil(k / 2)` of them: it shows a few doubtful places that the mean
+    over a long answer hides.
     """
 
     input_columns = ("messages",)
@@ -128,7 +132,7 @@ class ChatCompletionPerplexityJob(PromptedJob):
 
     @override
     async def transform_item(self, item: Any) -> tuple[str | None, float, float]:
-        """What the first choice says, and its perplexities."""
+        """The text of the first choice, and its perplexities."""
         columns = self.columns_of(item)
         body = {**self.body(columns), "messages": self.messages(columns), "logprobs": True}
         choice = choices(await self.client.transport.post(CHAT_PATH, body))[0]
@@ -147,7 +151,7 @@ def _logprobs(choice: Choice) -> list[float]:
 
 
 def perplexity(logprobs: list[float]) -> float:
-    """`exp` of the negated mean; infinite where a token was impossible.
+    """`exp` of the negated mean; infinite if a token had probability 0.
 
     Args:
         logprobs: natural logarithms of probabilities, at least one.
@@ -204,9 +208,9 @@ _NO_EMBEDDINGS = " (a server of llama.cpp has embeddings with args: --embedding)
 class EmbeddingJob(PromptedJob):
     """The embedding of the text in the input column (default `text`), or of the `prompt`.
 
-    `batch_size` texts go into one request. When one of them makes it fail, whether it is refused,
-    breaks the server or has no usable vector, the others do not suffer: the request is halved until
-    the one is found. An empty vector is none.
+    A request holds `batch_size` texts. If one of them makes it fail, whether it is refused, breaks
+    the server or has no usable vector, the others are not affected: the request is split in halves
+    until that text is alone. An empty vector is an error.
     """
 
     input_columns = ("text",)
@@ -215,7 +219,9 @@ class EmbeddingJob(PromptedJob):
     request_parameters = EMBEDDINGS
 
     def __init__(self, *, batch_size: int = 32, **options: Unpack[PromptKeywords]) -> None:
-        """Options besides: those of `PromptedJob`; the rest (`dimensions`) goes to the requests."""
+        """Further options are those of `PromptedJob`; other arguments (`dimensions`) are parameters
+        of the requests.
+        """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
         super().__init__(**options)
@@ -223,7 +229,7 @@ class EmbeddingJob(PromptedJob):
 
     @override
     async def transform_items(self, items: list[Any]) -> list[Any]:
-        """The vectors, or the errors of those that have none."""
+        """The vectors, or the errors of texts without one; one element per item."""
         rows = [self.columns_of(item) for item in items]
         answers: list[Any] = [self._text(row) for row in rows]
         at = [index for index, one in enumerate(answers) if isinstance(one, str)]
@@ -243,8 +249,8 @@ class EmbeddingJob(PromptedJob):
         return ValueError(f"there is no text to embed: {asked!r:.80}")
 
     async def _embed(self, body: dict[str, Any], texts: list[str]) -> list[Any]:
-        """A vector or an error for each text. What one of them may have caused is asked again in
-        halves, until it is alone.
+        """A vector or an error for each text. After a failure that one text may have caused, halves
+        are sent again, until it is alone.
         """
         if not texts:
             return []
@@ -262,7 +268,9 @@ class EmbeddingJob(PromptedJob):
 
 
 def _may_be_of_one_text(error: RequestError) -> bool:
-    """Not what would be the same of any: no right to ask, no such path, a server that is busy."""
+    """Whether one of the texts may have caused the error. Not if any text would fail: no
+    permission, no such path, a busy server.
+    """
     return error.status not in _OF_ALL_TEXTS and not isinstance(error, BackPressure)
 
 
@@ -270,7 +278,7 @@ def _in_order(found: list[Embedding], texts: int) -> list[Embedding]:
     """The vectors in the order of their texts.
 
     Raises:
-        BadReply: it is not known which is whose.
+        BadReply: the order is not known.
     """
     if len(found) != texts:
         raise BadReply(
@@ -285,7 +293,7 @@ def _in_order(found: list[Embedding], texts: int) -> list[Embedding]:
 
 
 def _vector(found: Embedding) -> list[float] | BadReply:
-    """Its numbers, or what is wrong with them: that text's error."""
+    """The numbers of a vector, or the error of that text."""
     try:
         numbers = decoded(vector, found.embedding)
     except BadReply as error:

@@ -19,9 +19,9 @@ _ASKING = ("user", "tool")
 class MultiTurnChatCompletionJob(PromptedJob):
     """The conversation in the input column (default `messages`) with a reply after each turn.
 
-    The messages keep their order. After each `user` or `tool` message the model is asked with all
-    that stands before, and its reply is put there; column `conversation`. A conversation without
-    such a message is a row error, and so is one in which the model says nothing or calls tools.
+    The messages keep their order. For each `user` or `tool` message a request is sent with all
+    messages up to it, and the reply is inserted after it; column `conversation`. A conversation
+    without such a message is a row error, and so is an empty reply or one that calls tools.
     """
 
     input_columns = ("messages",)
@@ -47,11 +47,11 @@ class MultiTurnChatCompletionJob(PromptedJob):
 class MultiTurnTranslationJob(PromptedJob):
     """The conversation in the input column with each message translated, in order.
 
-    Column `translation`: the same messages, `content` in `target_language`. The translator sees
-    the last `context_turns` messages with their translations, so that words stay the same
-    throughout. Of content in parts the texts are translated, each by itself. Messages of other
-    roles than `roles`, and empty ones, are kept as they are; a conversation without a message of
-    these roles is a row error, and so is a message without a role or with other content.
+    Column `translation`: the same messages, `content` in `target_language`. Each request includes
+    the last `context_turns` messages with their translations, so that terms stay the same
+    throughout. For content in parts the texts are translated separately. Messages of other roles
+    than `roles`, and empty ones, are kept unchanged; a conversation without a message of these
+    roles is a row error, and so is a message without a role or with other content.
     """
 
     input_columns = ("messages",)
@@ -67,7 +67,7 @@ class MultiTurnTranslationJob(PromptedJob):
         context_turns: int = 6,
         **options: Unpack[PromptKeywords],
     ) -> None:
-        """See the class; `system` replaces our instruction to the translator."""
+        """See the class; `system` replaces the default instruction to the translator."""
         self.target_language = target_language
         self.source_language = source_language
         self.roles = (roles,) if isinstance(roles, str) else tuple(roles)
@@ -169,10 +169,10 @@ class MultiTurnTranslationJob(PromptedJob):
 
 
 def _spoken(reply: bytes | memoryview) -> str:
-    """What the assistant said, to be sent on.
+    """The assistant's message, to be sent on.
 
     Raises:
-        ValueError: nothing that a conversation can go on with; a row error.
+        ValueError: the conversation cannot continue with it; a row error.
     """
     message = choices(reply)[0].message
     if message.calls:

@@ -1,4 +1,4 @@
-"""What the built-in jobs have in common: from a row to messages and parameters."""
+"""The common part of the built-in jobs: from a row to messages and parameters."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ _KEEPING_ONE = tuple(
 
 
 class PromptedJob(SwarmJob):
-    """A row is asked by its text or its messages, or by a `prompt` over its columns.
+    """A job that sends a row's text or messages, or a `prompt` over its columns.
 
     Options besides those of `SwarmJob`:
 
-    prompt: a Jinja template over the row's columns; without it the first input column is what is
-        asked: text, or a list of messages.
-    system: a template too, put before it as the system message.
-    param_columns: columns that hold parameters of the request, row by row (nulls leave the job's
-        own): `["temperature"]`, or `{"temperature": "column"}`; `extra_body` holds objects.
+    prompt: a Jinja template over the row's columns; without it the first input column is sent:
+    text, or
+        a list of messages.
+    system: a template, too, sent before it as the system message.
+    param_columns: columns that hold parameters of the request, row by row (nulls keep the job's
+    own):
+        `["temperature"]`, or `{"temperature": "column"}`; `extra_body` holds objects.
     """
 
     request_parameters = CHAT
@@ -50,7 +52,7 @@ class PromptedJob(SwarmJob):
         """See the class.
 
         Raises:
-            ConfigError: a template is wrong, or uses columns that `input_columns` leaves out.
+            ConfigError: a template is invalid, or uses columns that `input_columns` omits.
         """
         self.prompt = None if prompt is None else PromptTemplate(prompt, "prompt")
         self.system = None if system is None else PromptTemplate(system, "system")
@@ -96,7 +98,7 @@ class PromptedJob(SwarmJob):
         self._check_ignored()
 
     def _check_ignored(self) -> None:
-        """Refuse input columns that no request would hold; classes of users' own may read them."""
+        """Refuse input columns that no request would contain; users' own classes may read them."""
         system = () if self.system is None else self.system.columns
         read = {self.input_columns[0], *system, *self.param_columns.values()}
         ignored = [name for name in self.input_columns if name not in read]
@@ -154,7 +156,7 @@ class PromptedJob(SwarmJob):
         return super().is_greedy and {"temperature", BODY}.isdisjoint(self.param_columns)
 
     def columns_of(self, item: Any) -> dict[str, Any]:  # noqa: ANN401 - the columns'
-        """The row's columns by name, however many there are."""
+        """The row's columns by name, even if there is only one."""
         if len(self.input_columns) == 1:
             return {self.input_columns[0]: item}
         columns: dict[str, Any] = item
@@ -164,7 +166,7 @@ class PromptedJob(SwarmJob):
         """Model and parameters of the row's request.
 
         Raises:
-            ConfigError: a column with `extra_body` holds something else than objects; a row error.
+            ConfigError: a column with `extra_body` holds other values than objects; a row error.
         """
         body = {"model": self.model, **self.params}
         for name, column in self.param_columns.items():
@@ -176,7 +178,7 @@ class PromptedJob(SwarmJob):
         return body
 
     def asked(self, columns: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the column's
-        """The prompt, or what the first input column holds."""
+        """The prompt, or the value of the first input column."""
         if self.prompt is not None:
             return self.prompt.render(columns)
         return columns[self.input_columns[0]]
@@ -205,7 +207,9 @@ class PromptedJob(SwarmJob):
 
 
 def as_message(one: Any) -> Any:  # noqa: ANN401 - of a row
-    """A message of a conversation; Arrow's maps, which Python has as pairs, are objects."""
+    """A message of a conversation; Arrow's maps, which are lists of pairs in Python, become
+    objects.
+    """
     pairs = isinstance(one, list) and one and all(isinstance(pair, tuple) for pair in one)
     return dict(one) if pairs else one
 
@@ -214,7 +218,7 @@ def extra_fields(given: Any) -> Mapping[str, Any]:  # noqa: ANN401 - checked her
     """The fields of an `extra_body`.
 
     Raises:
-        ConfigError: it is no object.
+        ConfigError: it is not an object.
     """
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Prompt templates over a row's columns: Jinja that sees rows, and nothing of Python.
+"""Prompt templates over a row's columns: Jinja with access to rows, and to nothing of Python.
 
-A name is a column, `row["any name"]` is a column too, `a.b` is what an object holds under `b`.
-There are no functions, no methods and no attributes; filters and tests take their place.
+A name is a column, `row["any name"]` is a column, too, `a.b` is the field `b` of an object. There
+are no functions, no methods and no attributes; filters and tests take their place.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from domyn_swarm.jobs.builtin.row_text import NullInPrompt, json_of, literal, te
 
 _ROW = "row"
 _SIGNS = {"'end of print statement'": "}}", "'end of statement block'": "%}"}  # as they are typed
-_LITERAL = "=literal"  # a filter that no template can name
+_LITERAL = "=literal"  # a filter whose name no template can contain
 _OF_TEXT = (
     *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
     *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount"),
     "wordwrap",
 )
-"""Jinja's filters that make text of whatever they are given."""
+"""Jinja's filters that convert their value to text."""
 _OF_VALUES = ("filesizeformat", "float", "int", "urlencode")
-"""Those that would take a null for something else."""
+"""Filters that would treat a null as a value."""
 _OF_PYTHON = ("attr", "pprint", "xmlattr")
 _INSTEAD = {
     "items": "items",
@@ -43,13 +43,13 @@ _INSTEAD = {
     "format": "format",
     "get": 'default("…")',
 }
-"""Filters for methods that have another name."""
+"""Filters instead of methods that have another name."""
 _OTHER_TEMPLATES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 _NAMED = re.compile(r"\{\{\s*(\w[\w .:/#&-]*?)\s*\}\}")
 
 
 class _Missing(StrictUndefined):
-    """What is not there, in words of rows."""
+    """A missing column or field; the message names it in terms of rows."""
 
     @property
     @override
@@ -65,13 +65,13 @@ class _Missing(StrictUndefined):
 
 
 class _Rows(ImmutableSandboxedEnvironment):
-    """Jinja whose values are those of rows: items instead of attributes."""
+    """Jinja with the values of rows: items instead of attributes."""
 
     intercepted_binops = frozenset({"%"})
 
     @override
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """What an object or a list holds."""
+        """An item of an object or a list."""
         try:
             return obj[argument]
         except (TypeError, LookupError):
@@ -79,21 +79,21 @@ class _Rows(ImmutableSandboxedEnvironment):
 
     @override
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """The same; only what loops and groups say of themselves are attributes."""
+        """The same; only loops and groups have attributes."""
         if isinstance(obj, LoopContext) or attribute in getattr(obj, "_fields", ()):
             return super().getattr(obj, attribute)
         return self.getitem(obj, attribute)
 
     @override
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`%` after text puts values into it."""
+        """`%` after text formats values into it."""
         if isinstance(left, str):
             return _format(left, *(right if isinstance(right, tuple) else (right,)))
         return super().call_binop(context, operator, left, right)
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - a value of a template
-    """See `text_of`; what is not there says so."""
+    """The text of a value, see `text_of`; an undefined value raises its error."""
     return str(value) if isinstance(value, Undefined) else text_of(value)
 
 
@@ -104,7 +104,7 @@ def _given(value: Any) -> Any:  # noqa: ANN401 - a filter's argument
 
 
 def _taking(name: str, first: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A filter of Jinja's that is given what `first` makes of its value, and no null."""
+    """A filter of Jinja's whose value is passed through `first`, and is not null."""
     inner = FILTERS[name]
     at = int(hasattr(inner, "jinja_pass_arg"))
 
@@ -124,7 +124,7 @@ def _format(text: str, *args: Any, **named: Any) -> str:
 
 
 def _default(value: Any, other: Any = "", falsy: bool = False) -> Any:  # noqa: ANN401 - Jinja's
-    """What stands in for a value that is null or not there; with `falsy` for empty ones, too."""
+    """A default for a value that is null or missing; with `falsy` for an empty one, too."""
     absent = isinstance(value, Undefined) or value is None
     return other if absent or (falsy and not value) else value
 
@@ -135,7 +135,7 @@ def _join(env: _Rows, values: Iterable[Any], between: str = "", attribute: Any =
     return _shown(between).join(map(_shown, inner))
 
 
-@pass_context  # Jinja makes constants of what needs none, and would write them as plain lists
+@pass_context  # Jinja evaluates constant expressions itself, and would write them as plain lists
 def _literal(_context: Any, value: Any) -> Any:  # noqa: ANN401 - Jinja's
     return literal(value)
 
@@ -165,13 +165,14 @@ _rows = _environment()
 
 
 class _Columns(NodeTransformer):
-    """Writes each `row["name"]` as an item of the row under a name that the template does not use,
-    and notes the columns; joins with `~` what is text already, and marks the template's own lists.
+    """Rewrites each `row["name"]` as an item of the row under a name that the template does not
+    use, and collects the columns; joins values with `~` as text, and marks the template's own
+    lists.
     """
 
     def __init__(self, row: str, *, whole: bool) -> None:
         self._row = row
-        self._whole = whole  # whether `row` is the row, and no variable of the template
+        self._whole = whole  # whether `row` is the row, not a variable of the template
         self.named: set[str] = set()
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 - Jinja's
@@ -184,7 +185,7 @@ class _Columns(NodeTransformer):
         return self._column(node, node.node, node.attr)
 
     def visit_Name(self, node: nodes.Name) -> nodes.Node:  # noqa: N802 - Jinja's
-        """`self`, which Jinja would take for the template."""
+        """`self`, which Jinja would resolve to the template."""
         return self._item(node, "self") if node.name == "self" and node.ctx == "load" else node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - Jinja's
@@ -202,7 +203,7 @@ class _Columns(NodeTransformer):
         return self._literal(node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802 - Jinja's
-        """`a, b`, where it is no target."""
+        """`a, b`, unless it is a target."""
         return self._literal(node) if node.ctx == "load" else self._deeper(node)
 
     def _literal(self, node: nodes.Expr) -> nodes.Node:
@@ -224,17 +225,17 @@ class _Columns(NodeTransformer):
 
 
 class PromptTemplate:
-    """Text with `{{ column }}` in it. Lists and objects are shown as JSON, numbers as they were
-    written.
+    """Text with `{{ column }}` in it. Lists and objects are written as JSON, numbers in their
+    original form.
 
-    A null is a row error, lest the model be asked about `None`, and so is a number that is none.
+    A null is a row error, so that no prompt contains `None`, and so is a number that is NaN.
     """
 
     def __init__(self, text: str, what: str) -> None:
         """`what` names the template in errors: `prompt`, `system`.
 
         Raises:
-            ConfigError: it is not valid Jinja, or asks for what only Python has; names the line.
+            ConfigError: it is not valid Jinja, or uses features of Python; names the line.
         """
         self.text = text
         self._what = what
@@ -252,7 +253,7 @@ class PromptTemplate:
             ) from error
 
     def _compiled(self, tree: nodes.Template) -> tuple[str, ...]:
-        """Make the template of its tree; the columns that it names."""
+        """Compile the template from its tree; returns the columns that it names."""
         used = meta.find_undeclared_variables(tree)
         own = {one.name for one in tree.find_all(nodes.Name) if one.ctx != "load"}
         if _ROW in used & own:
@@ -262,7 +263,7 @@ class PromptTemplate:
             )
         self._row = next(name for name in _unlike(_ROW) if name not in used | own)
         columns = _Columns(self._row, whole=_ROW in used)
-        tree = columns.visit(_rows.parse(self.text))  # the search has made constants of lists
+        tree = columns.visit(_rows.parse(self.text))  # the search has evaluated lists to constants
         tree.set_environment(_rows)
         self._template = _rows.from_string(tree)
         used = meta.find_undeclared_variables(tree) - {self._row}
@@ -279,10 +280,10 @@ class PromptTemplate:
         return sorted(self.columns, key=first_named)
 
     def check_columns(self, there: Sequence[str]) -> None:
-        """Find columns that the rows do not have.
+        """Check that the rows have the template's columns.
 
         Raises:
-            InvalidInput: names them, and those that may be meant.
+            InvalidInput: names the missing ones, and similar ones.
         """
         for name in self.columns:
             if name not in there:
@@ -297,7 +298,7 @@ class PromptTemplate:
         """The text of one row.
 
         Raises:
-            ValueError: a column is null or cannot be shown; a row error.
+            ValueError: a column is null or has no text form; a row error.
         """
         values = {name: without_nan(columns[name]) for name in self.columns}
         try:
@@ -312,7 +313,7 @@ class PromptTemplate:
 
 
 def _check(tree: nodes.Template, what: str) -> None:
-    """Refuse what is Python's, or another file's."""
+    """Refuse features of Python, and references to other files."""
     other = next(iter(tree.find_all(_OTHER_TEMPLATES)), None)
     if other is not None:
         raise ConfigError(
@@ -354,7 +355,7 @@ def _unlike(name: str) -> Iterable[str]:
 
 
 def _spelling(lines: Sequence[str]) -> str:
-    """How a column is written whose name is more than a word."""
+    """The hint how to write a column whose name is not a single word."""
     for line in lines:
         for inner in _NAMED.findall(line):
             if not inner.isidentifier():
@@ -369,6 +370,8 @@ def _written(column: str) -> str:
 
 
 def _meant(name: str, there: Sequence[str]) -> list[str]:
-    """Columns that may be meant: spelt alike, or the same but for what Jinja would not read."""
+    """Columns that may be meant: with a similar spelling, or equal except for characters that Jinja
+    does not allow.
+    """
     longer = [one for one in there if re.split(r"\W", one)[0].lower() == name.lower()]
     return (longer or difflib.get_close_matches(name, there, 2))[:2]

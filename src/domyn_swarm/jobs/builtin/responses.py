@@ -1,5 +1,5 @@
-"""Replies of the API, as far as the built-in jobs read them. Whether they are answers is known by
-then: `net.replies` has looked at them.
+"""The fields of the API's replies that the built-in jobs read. `net.replies` has checked before
+that they are answers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class TokenLogprob(msgspec.Struct, gc=False):
 
 
 class Logprobs(msgspec.Struct, gc=False):
-    """The generated tokens; None where the server does not tell."""
+    """The generated tokens; None if the server does not report them."""
 
     content: list[TokenLogprob] | None = None
 
 
 class Message(msgspec.Struct, gc=False):
-    """What the assistant said. Reasoning has had two names."""
+    """The assistant's message. Reasoning has had two names."""
 
     content: str | list[dict[str, Any]] | None = None
     reasoning_content: str | None = None
@@ -40,19 +40,19 @@ class Message(msgspec.Struct, gc=False):
 
     @property
     def calls(self) -> bool:
-        """Whether it calls tools."""
+        """Whether it has tool calls."""
         return bool(self.tool_calls or self.function_call)
 
     @property
     def text(self) -> str | None:
-        """What was said: text, the texts of its parts, or the words of a refusal."""
+        """Its content: text, the texts of its parts, or a refusal."""
         if isinstance(self.content, list):
             return _joined(self.content) or self.refusal
         return self.content or self.refusal or self.content
 
     @property
     def answer(self) -> str | None:
-        """What is kept of it: its text, or with calls of tools the message's JSON."""
+        """The answer to keep: its text, or the message's JSON if it has tool calls."""
         if not self.tool_calls and not self.function_call:
             return self.content if isinstance(self.content, str) and self.content else self.text
         told = {
@@ -64,7 +64,7 @@ class Message(msgspec.Struct, gc=False):
 
     @property
     def thoughts(self) -> str | None:
-        """What a reasoning parser of the server set apart."""
+        """The reasoning that a parser of the server separated."""
         return self.reasoning_content or self.reasoning
 
 
@@ -95,7 +95,7 @@ class Completion(msgspec.Struct, gc=False):
 
 
 class Embedding(msgspec.Struct, gc=False):
-    """The vector of one input, not read yet."""
+    """The vector of one input, not decoded yet."""
 
     embedding: msgspec.Raw
     index: int | None = None
@@ -108,7 +108,7 @@ class Embeddings(msgspec.Struct, gc=False):
 
 
 class Named(msgspec.Struct, gc=False):
-    """Any reply, as far as it says which it is."""
+    """The fields that identify any reply."""
 
     id: str | None = None
 
@@ -123,10 +123,10 @@ named = msgspec.json.Decoder(Named)
 def decoded(
     decoder: msgspec.json.Decoder[_Reply], body: bytes | memoryview | msgspec.Raw
 ) -> _Reply:
-    """A reply's body, or a part of it.
+    """A reply's body, or a part of it, decoded.
 
     Raises:
-        BadReply: it is not what the API promises.
+        BadReply: it does not follow the API.
     """
     try:
         return decoder.decode(body)
@@ -138,13 +138,13 @@ def choices(body: bytes | memoryview) -> list[Choice]:
     """The answers of a chat completion, at least one.
 
     Raises:
-        BadReply: they are not of the form that the API promises.
+        BadReply: they do not follow the API.
     """
     return decoded(chat, body).choices
 
 
 def _joined(parts: list[dict[str, Any]]) -> str | None:
-    """The text of a message's parts; their JSON where some of them are no text."""
+    """The text of a message's parts; their JSON if some of them are not text."""
     said = [part for part in parts if part.get("type") not in _THINKING]
     texts = [part.get("text") for part in said]
     if any(part.get("type", "text") not in _TEXTS for part in said):

@@ -1,4 +1,4 @@
-"""How the values of a row stand in a prompt: text as it is, numbers as they were written, objects
+"""The form of a row's values in a prompt: text unchanged, numbers in their original form, objects
 and lists as JSON.
 """
 
@@ -17,11 +17,11 @@ _SHOWN_AS_TEXT = (int, Decimal, dt.date, dt.time, dt.timedelta)
 
 
 class NullInPrompt(ValueError):
-    """A value that is null would become words of the prompt."""
+    """A null value would become text of the prompt."""
 
 
 class LiteralList(list[Any]):
-    """A list that stands in a template itself; those of a row show their nulls as JSON does."""
+    """A list that a template itself contains; nulls are written as JSON only in lists of a row."""
 
     @override
     def __add__(self, other: list[Any]) -> list[Any]:
@@ -30,24 +30,24 @@ class LiteralList(list[Any]):
 
 
 class LiteralTuple(tuple[Any, ...]):
-    """Likewise."""
+    """The same for tuples."""
 
     __slots__ = ()
 
 
 class LiteralDict(dict[Any, Any]):
-    """Likewise."""
+    """The same for objects."""
 
 
 def literal(value: Any) -> Any:  # noqa: ANN401 - what a template makes
-    """The same value, known to be a template's own."""
+    """The same value, marked as the template's own."""
     if isinstance(value, dict):
         return LiteralDict(value)
     return LiteralTuple(value) if isinstance(value, tuple) else LiteralList(value)
 
 
 def without_nan(value: Any) -> Any:  # noqa: ANN401 - a row's value
-    """The value with null for every number that is none: that is what tables have for missing."""
+    """The value with null for every NaN, which is how tables represent missing values."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, list):
@@ -58,7 +58,7 @@ def without_nan(value: Any) -> Any:  # noqa: ANN401 - a row's value
 
 
 def text_of(value: Any) -> str:  # noqa: ANN401 - a row's value, or what a template made of it
-    """A value as it stands in a prompt.
+    """The text of a value in a prompt.
 
     Raises:
         NullInPrompt: it is null.
@@ -81,7 +81,7 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - a row's value, or what a templ
 
 
 def _check_literal(value: Any) -> None:  # noqa: ANN401 - a value of a template
-    """Refuse a column that is null in a list or an object which the template makes of columns."""
+    """Refuse a null column in a list or an object that the template makes of columns."""
     if not isinstance(value, LiteralList | LiteralTuple | LiteralDict):
         return
     for one in value.values() if isinstance(value, dict) else value:
@@ -91,20 +91,20 @@ def _check_literal(value: Any) -> None:  # noqa: ANN401 - a value of a template
 
 
 def json_of(value: Any) -> str:  # noqa: ANN401 - a row's value
-    """A value as JSON without spaces; numbers are as they were written, times are text.
+    """A value as JSON without spaces; numbers keep their original form, times are text.
 
     Raises:
-        ValueError: JSON has no form for it.
+        ValueError: it has no JSON form.
     """
     return _encoder.encode(_as_json(value)).decode()
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
-    """The same of what the encoder knows, with numbers that are written already."""
+    """The same, in types that the encoder knows, with numbers that are written already."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return str(value)  # plain: Jinja marks what it has escaped
+        return str(value)  # plain: Jinja marks escaped text
     if isinstance(value, dict):
         return {str(name): _as_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -117,8 +117,8 @@ def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
 
 
 def _number(value: float) -> str:
-    """A number as its file wrote it where that is known (`str` of such a number says so), else the
-    shortest text that is this number.
+    """A number in its file's form if that is known (then it is its `str`), else the shortest text
+    that denotes this number.
     """
     if math.isnan(value):
         raise NullInPrompt("a value in the prompt is null")

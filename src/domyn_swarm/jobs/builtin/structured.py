@@ -1,5 +1,5 @@
-"""`StructuredOutputJob`: answers of a given shape, as typed columns, and the JSON in what a model
-said.
+"""`StructuredOutputJob`: answers of a given shape, as typed columns; and the extraction of JSON
+from a model's text.
 """
 
 from __future__ import annotations
@@ -32,26 +32,27 @@ _END_TOKEN = re.compile(r"(?:<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>|\[/?IN
 _END_TOKEN_CHARACTERS = 80
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)```", re.DOTALL)
 _BEGINS = re.compile(r"[{\[]")
-_MOST_BEGINNINGS = 1000  # of texts that are full of braces
+_MOST_BEGINNINGS = 1000  # in texts with many braces
 
 _decode = json.JSONDecoder().raw_decode
 
 
 class SeveralAnswers(ValueError):
-    """A text holds different answers of the wanted shape, and does not say which one counts."""
+    """A text holds different answers of the required shape, and does not show which one counts."""
 
 
 def found_answer(text: str, validate: Callable[[str], _Answer], *, cut: bool) -> _Answer:
-    """The one answer of the wanted shape in a text.
+    """The only answer of the required shape in a text.
 
     Args:
-        text: all that the model said.
-        validate: makes the answer of JSON text.
-        cut: the text was cut off: then what is JSON must be all of it, for what was still to come
-            might have been another answer.
+        text: the model's whole text.
+        validate: makes the answer from JSON text.
+        cut: the text was cut off: then the JSON must be all of it, since the missing part might
+            have
+            contained another answer.
 
     Raises:
-        ValidationError: no JSON in it is of the shape; what is wrong with the likeliest.
+        ValidationError: no JSON in it has the shape; the error of the likeliest.
         SeveralAnswers: the text has different ones.
     """
     try:
@@ -80,10 +81,10 @@ def _is_no_json(error: ValidationError) -> bool:
 
 
 def _said(text: str) -> str:
-    """A text without the thinking in it and the tokens that end it."""
+    """A text without its thinking section and end tokens."""
     *_, last = [0, *(one.end() for one in _THOUGHT_ENDS.finditer(text))]
     said = text[last:]
-    begun = _THOUGHT_BEGINS.search(said)  # and never ended: there is no answer behind it
+    begun = _THOUGHT_BEGINS.search(said)  # not closed: no answer follows
     return _without_end_tokens(said if begun is None else said[: begun.start()]).strip()
 
 
@@ -94,7 +95,7 @@ def _without_end_tokens(text: str) -> str:
 
 
 def _fenced(text: str, *, alone: bool) -> list[str]:
-    """What stands in Markdown's fences. `alone`: of one that is all of the text."""
+    """The content of Markdown's fences. `alone`: of a fence that is the whole text."""
     return [one[1] for one in _FENCE.finditer(text) if not alone or one[0] == text]
 
 
@@ -121,15 +122,16 @@ _AT_ONCE = {
 class StructuredOutputJob(PromptedJob):
     """One answer to each conversation or prompt, as JSON of the shape of `output_schema`.
 
-    The shape is a pydantic model, `"module:Model"`, or names with types. Its JSON schema goes with
+    The shape is a pydantic model, `"module:Model"`, or names with types. Its JSON schema is part of
     the request, so that a server with guided decoding can answer nothing else; the answer is
-    validated, and its fields are the output columns. JSON is found behind thinking, in fences and
-    among words. An answer that does not fit is sent back with the reasons, `repairs` times; then it
-    is a row error. One that was cut, refused, or calls tools is a row error at once: the same
-    request would end the same.
+    validated, and its fields are the output columns. JSON is extracted after thinking, from fences
+    and from surrounding text. An answer that does not fit is sent back with the reasons, `repairs`
+    times; then it is a row error. An answer that was cut, is a refusal, or calls tools is a row
+    error at once: the same request would end the same way.
 
-    guided: how the server is told: `json_schema` (OpenAI's `response_format`; vLLM, llama.cpp,
-        SGLang), `guided_json` (older vLLM), or `none`: the schema is put into the prompt.
+    guided: how the schema is sent: `json_schema` (OpenAI's `response_format`; vLLM, llama.cpp,
+    SGLang),
+        `guided_json` (older vLLM), or `none`: as part of the prompt.
     """
 
     input_columns = ("messages",)
@@ -147,7 +149,7 @@ class StructuredOutputJob(PromptedJob):
         """See the class.
 
         Raises:
-            ConfigError: the shape is none, or an option is wrong.
+            ConfigError: the shape is not usable, or an option is invalid.
         """
         if repairs < 0:
             raise ConfigError(f"repairs must be at least 0, not {repairs}.")
@@ -193,7 +195,7 @@ class StructuredOutputJob(PromptedJob):
         """The answer as an instance of the model."""
         columns = self.columns_of(item)
         body, guidance = self.body(columns), self._guidance()
-        for name in guidance:  # an `extra_body` of the row's own may hold it
+        for name in guidance:  # the row's own `extra_body` may contain it
             self._refuse_shape(name, body)
         body |= guidance
         messages = [*self._instruction(), *self.messages(columns)]

@@ -16,14 +16,14 @@ ADDRESS_VARIABLES = ("DOMYN_SWARM_RAY_ADDRESS", "RAY_ADDRESS")
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Be connected to a cluster: that of this process if it is, else the one at the address.
+    """Connects to a cluster: that of this process if it is connected, else the one at the address.
 
-    Without an address that of the environment counts, and without that a cluster of this
-    machine alone, which ends with the context.
+    Without an address that of the environment counts, and without that a cluster of this machine
+    alone, which ends with the context.
 
     Raises:
         ConfigError: Ray is not installed, or the address is one for its client.
-        PlatformError: nothing answers there, or none can be started here.
+        PlatformError: nothing answers there, or no cluster can be started here.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -74,14 +74,15 @@ def _ray() -> Any:  # noqa: ANN401 - the module, which has no types
 
 
 def own_host() -> str:
-    """The address of this machine as the cluster's nodes see it."""
+    """The address of this machine in the cluster's network."""
     return str(_ray().util.get_node_ip_address())
 
 
 def fitting_workers() -> int:
-    """One for each node with a CPU to give, but that one CPU of the cluster is left, if possible.
+    """The number of workers: one per node with a free CPU, leaving one CPU of the cluster free, if
+    possible.
 
-    Whoever makes blocks of a dead node again needs a CPU while the workers have theirs.
+    The tasks that recreate blocks of a lost node need a CPU while the workers have theirs.
     """
     nodes = [float(node["Resources"].get("CPU", 0)) for node in _ray().nodes() if node["Alive"]]
     fit = sum(cpus >= 1 for cpus in nodes)

@@ -46,7 +46,7 @@ class RayDataset(Dataset):
 
 
 def joined_blocks(spec: JobSpec, plan: BatchPlan, blocks: RayBlocks) -> Any:  # noqa: ANN401 - ray.data.Dataset
-    """A Ray Dataset of the rows with their results: each block is joined where it lies.
+    """A Ray Dataset of the rows with their results: each block is joined on its node.
 
     Raises:
         JobError: some rows have no result.
@@ -109,7 +109,7 @@ async def over_cluster(spec: JobSpec, plan: BatchPlan) -> AsyncIterator[BatchPla
         names = [str(file) for file in files]
         frame = RayBackend().read(names, files[0].kind, spec.backend_read_kwargs)
         blocks = await asyncio.to_thread(blocks_of, frame)
-        dataset = RayDataset(blocks) if blocks.rows else plan.dataset  # Ray forgets the columns
+        dataset = RayDataset(blocks) if blocks.rows else plan.dataset  # Ray drops the columns
         if blocks.rows != plan.dataset.rows or not set(plan.output.keys.columns) <= set(
             dataset.schema.names
         ):

@@ -1,8 +1,8 @@
 """Actors of a Ray cluster as the workers of a run.
 
-They run the program of any worker: rows come from the coordinator when there is room for them, and
-results go into the checkpoint, which therefore has to lie where all nodes see it. A node that dies
-takes its actors with it; the coordinator starts others, and what they held goes to those.
+They run the program of any worker: the coordinator sends rows when there is room for them, and
+results go into the checkpoint, which therefore has to be on a file system that all nodes share. A
+lost node takes its actors with it; the coordinator starts others, which get their rows.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from domyn_swarm.jobs.program import check_version
 from domyn_swarm.jobs.ray.cluster import fitting_workers, own_host
 from domyn_swarm.jobs.spec import JobSpec
 
-_START_S = 120.0  # Ray may have to start a process, and import what it runs
-_STARTS, _AGAIN_S = 5, 2.0  # Ray takes some seconds to see that a node is gone
+_START_S = 120.0  # Ray may have to start a process, and import its modules
+_STARTS, _AGAIN_S = 5, 2.0  # Ray takes some seconds to notice a lost node
 
 
 class RayWorker(WorkerProcess):
-    """One actor, and the link that it has called."""
+    """One actor, and the link that it has established."""
 
     def __init__(self, actor: Any, ending: asyncio.Future[int], link: Link[Report]) -> None:  # noqa: ANN401 - Ray's
         self.link = link
@@ -60,7 +60,7 @@ class RayWorker(WorkerProcess):
 
 @contextlib.asynccontextmanager
 async def ray_workers(spec: JobSpec) -> AsyncIterator[WorkerPlan]:
-    """Workers on the cluster that this process is connected to; by default as many as it suits."""
+    """Workers on the cluster that this process is connected to; by default as many as fit."""
     async with WorkerListener(own_host()) as listener:
 
         async def start() -> RayWorker:
@@ -70,7 +70,7 @@ async def ray_workers(spec: JobSpec) -> AsyncIterator[WorkerPlan]:
 
 
 async def _start(spec: JobSpec, listener: WorkerListener) -> RayWorker:
-    """An actor that has called; another one where a node takes it with it meanwhile."""
+    """An actor that has connected; another actor if its node is lost meanwhile."""
     for _ in range(_STARTS - 1):
         with contextlib.suppress(_NodeDied):
             return await _start_once(spec, listener)
@@ -111,7 +111,7 @@ async def _start_once(spec: JobSpec, listener: WorkerListener) -> RayWorker:
 
 
 class _NodeDied(JobError):
-    """The actor's node died before the actor began; another one may do."""
+    """The actor's node was lost before the actor started; another actor may start."""
 
 
 def _not_begun(
@@ -132,10 +132,10 @@ def _not_begun(
 
 
 class _Actor:
-    """What runs on the cluster. Ray makes an actor of it."""
+    """The program on the cluster. Ray makes an actor of it."""
 
     def work(self, spec_json: str, invitation: Invitation) -> int:
-        """Work until there are no more rows; return the exit code."""
+        """Work until there are no more rows; returns the exit code."""
         spec = JobSpec.model_validate_json(spec_json)
         check_version(spec)
         if not Path(spec.checkpoint_root).is_dir():
