@@ -29,14 +29,13 @@ class PromptedJob(SwarmJob):
     Options besides those of `SwarmJob`:
 
     prompt: a Jinja template over the row's columns; without it the first input column is sent:
-    text, or
-        a list of messages.
+        text, or a list of messages.
     system: a template, too, sent before it as the system message.
     param_columns: columns that hold parameters of the request, row by row (nulls keep the job's
-    own):
-        `["temperature"]`, or `{"temperature": "column"}`; `extra_body` holds objects.
+        own): `["temperature"]`, or `{"temperature": "column"}`; `extra_body` holds objects.
     """
 
+    version = "1"
     request_parameters = CHAT
     as_request = True
 
@@ -84,7 +83,7 @@ class PromptedJob(SwarmJob):
         """Also refuses a template without a column: all rows would send the same request."""
         if self.prompt is not None and not self.input_columns:
             raise ConfigError(
-                "The prompt uses no column, so every row would be asked the same.",
+                "The prompt uses no column, so every row would send the same request.",
                 hint="Name a column in it: {{ column }}.",
             )
         super().check()
