@@ -11,7 +11,7 @@ from typing import NoReturn
 from domyn_swarm.backends import ledger
 from domyn_swarm.backends.base import Part, PartRecorder
 from domyn_swarm.backends.checks import refuse_uninstalled
-from domyn_swarm.backends.endpoint.spec import replicas_told
+from domyn_swarm.backends.endpoint.spec import configured_replicas
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
@@ -297,7 +297,7 @@ class SwarmLifecycle:
             context = deployment_context(plan, tag)
             swarm.backend.scale(plan, context, swarm.handle, self._recorder(tag))
         except BaseException as error:
-            if replicas_told(swarm.paths) == replicas:  # the endpoint follows it from now on
+            if configured_replicas(swarm.paths) == replicas:  # the endpoint follows it from now on
                 self._store.set_plan(tag, plan.model_dump_json())
             else:
                 write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
