@@ -1,4 +1,4 @@
-"""A swarm as two Slurm jobs: the endpoint, and an array whose tasks hold the replicas."""
+"""A swarm as two Slurm jobs: the endpoint, and an array whose tasks run the replicas."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from domyn_swarm.backends.slurm.folder import (
     write_watchdog_specs,
 )
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
-from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, of_part, unseen
+from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, no_log, of_part
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.recovery import comes_back
 from domyn_swarm.backends.slurm.states import LOST, SlurmJob
@@ -59,8 +59,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
     def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
         self._clock = clock
-        self._surely_ended: set[str] = set()  # replicas' jobs without a successor
-        self._surely_over: set[str] = set()  # endpoints' jobs without a successor, by a fresh look
+        self._surely_ended: set[str] = set()  # jobs of replicas that get no successor
+        self._surely_over: set[str] = set()  # jobs of endpoints that get none, by a fresh snapshot
         self._prospects = Prospects(self._slurm, clock, _exceeded)
 
     def launch(
@@ -83,7 +83,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         # No GPU is held for an endpoint that waits: tasks are scheduled once its job has started.
         replicas: list[Part] = []
         if plan.launched_replicas:
-            tasks = None  # all of the script's array
+            tasks = None  # all tasks of the script's array
             if plan.elastic is not None:
                 tasks = range(math.ceil(plan.launched_replicas / per_task))
             array = submissions.submit("replica", tasks, after=endpoint.platform_id)
@@ -110,12 +110,12 @@ class SlurmServing(OnCluster, OwnEndpoint):
 
     def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:
         """See `ServingBackend.rehearse`: `sbatch --test-only` of each script, and the limits that
-        it does not look at.
+        it does not check.
         """
         from domyn_swarm.backends.slurm.rehearsal import would_take_checks
 
         if (never := _exceeded(plan)) is not None:
-            raise SubmitRejected(f"Slurm would take it and never run it: {never}")
+            raise SubmitRejected(f"Slurm would accept it and never run it: {never}")
         said: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             for name, text in scripts.texts.items():
@@ -147,7 +147,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
     ) -> None:
         """See `ServingBackend.scale`. Added replicas are a new array of the kept script."""
         paths = SwarmPaths(Path(handle.swarm_dir))
-        self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
+        self._slurm.expect_change()  # the endpoint may have just replaced a replica
         replicas = [one for one in self._tagged(handle) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
         spec_before = paths.endpoint_spec.read_text("utf-8")
@@ -168,13 +168,13 @@ class SlurmServing(OnCluster, OwnEndpoint):
                 record(*_replica_parts(array, added, per_task))
                 submissions.recorded("replica")
             self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
-        except SubmissionUnknown:  # they may come, and are wanted then
+        except SubmissionUnknown:  # they may appear, and are wanted then
             raise
         except (SwarmError, OSError):
             write_private(paths.endpoint_spec, spec_before)
             raise
 
-    # -- asking ------------------------------------------------------------------------------------
+    # -- queries ----------------------------------------------------------------------------------
 
     def probe(self, handle: ServingHandle) -> Observation:
         """See `ServingBackend.probe`."""
@@ -184,11 +184,11 @@ class SlurmServing(OnCluster, OwnEndpoint):
             return Observation(Phase.UNKNOWN, error.message)
         together = self._prospects.of(handle, seen)
         if together.phase is Phase.STOPPED and (kind := self._unanswered(handle)) is not None:
-            return Observation(Phase.UNKNOWN, f"Slurm may yet take what was submitted ({kind})")
+            return Observation(Phase.UNKNOWN, f"Slurm may yet accept what was submitted ({kind})")
         return together
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
-        """See `ServingBackend.probe_parts`. A replica whose successor is to come waits."""
+        """See `ServingBackend.probe_parts`. A replica waits if its successor is to be submitted."""
         try:
             seen, coming = self._seen(handle), self._successors(handle)
             if self._any_doubtful(seen, coming):
@@ -205,18 +205,18 @@ class SlurmServing(OnCluster, OwnEndpoint):
 
     @staticmethod
     def _place(paths: SwarmPaths, part: Part, job: SlurmJob | None, successor: bool) -> Observation:
-        """What is in a part's place: of one that waits for its turn again also how its last run
-        ended, and of one that failed without a line why.
+        """The job of a part: for one that was requeued, also how its last run ended, and for one
+        that failed without writing to its log, why.
         """
         again = part.kind == "replica" and job is not None and job.waiting
         before = last_end(batch_log(paths, part)) if again else None
         place = of_part(job, successor, before)
-        words = unseen(paths, part, job) if place.phase.terminal else None
+        words = no_log(paths, part, job) if place.phase.terminal else None
         return place if words is None else Observation(place.phase, words)
 
     def _any_doubtful(self, seen: Mapping[Part, SlurmJob | None], coming: Collection[Part]) -> bool:
-        """Whether a replica seems to have ended without a word for the first time. The word is
-        taken away once the successor is submitted, which a look from before does not show.
+        """Whether a replica seems to have ended without a record for the first time. The record is
+        removed once the successor is submitted, which an older snapshot does not show.
         """
         ended = {
             job.id
@@ -228,8 +228,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         return bool(doubtful)
 
     def _successors(self, handle: ServingHandle) -> set[Part]:
-        """The replicas whose jobs are over and that the endpoint program submits anew, as far as
-        can be told from outside.
+        """The replicas whose jobs are over and that the endpoint program will resubmit, as far as
+        this can be determined from outside.
         """
         paths = SwarmPaths(Path(handle.swarm_dir))
         last = {
@@ -254,15 +254,15 @@ class SlurmServing(OnCluster, OwnEndpoint):
         }
 
     def lost(self, handle: ServingHandle) -> str | None:
-        """See `ServingBackend.lost`: an endpoint's job that somebody ended, that failed too often,
-        or that no replica is there to replace.
+        """See `ServingBackend.lost`: an endpoint's job that was cancelled, that failed too often,
+        or that no replica is left to resubmit.
         """
         own = [part.platform_id for part in handle.parts if part.kind == "endpoint"]
         try:
-            for at_most_s in (math.inf, 0.0):  # a look from before may not show its successor
+            for at_most_s in (math.inf, 0.0):  # an older snapshot may not show its successor
                 jobs = tagged(self._slurm.queue(at_most_s).values(), handle.tag)
                 endpoints = [one.job for one in jobs if one.kind == "endpoint"]
-                known = endpoints or [*self._slurm.jobs(own).values()]  # a site may take its tag
+                known = endpoints or [*self._slurm.jobs(own).values()]  # a site may remove its tag
                 if any(not job.over for job in known):
                     return None
                 last = f"{handle.tag}/{known[-1].id}" if known else handle.tag
@@ -276,13 +276,13 @@ class SlurmServing(OnCluster, OwnEndpoint):
         if endpoints and looked_after and comes_back(paths, endpoints[-1], self._clock):
             return None
         if not known and not own and not jobs:
-            return None  # it cannot be told from a swarm whose jobs do not show their tag
+            return None  # it looks like a swarm whose jobs do not show their tag
         return f"the endpoint's job {ended_how(known[-1] if known else None)}"
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
-        """See `ServingBackend.find`. Jobs that are over are not told of."""
+        """See `ServingBackend.find`. Jobs that are over are left out."""
         jobs = self._live(handle, at_most_s=_FRESH_S)
-        if not jobs:  # the swarm may be written off: what began a moment ago must be seen
+        if not jobs:  # an absent swarm may be recorded as stopped: recent jobs must show
             jobs = self._live(handle, at_most_s=0.0)
         parts = [part for one in jobs for part in _parts_of(one)]
         if not parts:
@@ -291,7 +291,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         return [handle.model_copy(update={"parts": tuple(parts)})]
 
     def _seen(self, handle: ServingHandle) -> dict[Part, SlurmJob | None]:
-        """The job in each part's place: the one that is not over, whatever its id; else its own."""
+        """The job of each part: the one that is not over, whatever its id; else its own."""
         live = {
             (part.kind, part.index): one.job
             for one in self._tagged(handle)
@@ -323,7 +323,7 @@ class SlurmServing(OnCluster, OwnEndpoint):
         return [one for one in self._tagged(handle, at_most_s) if not one.job.over]
 
     def _tagged(self, handle: ServingHandle, at_most_s: float = math.inf) -> list[TaggedJob]:
-        """Its jobs by their tag, and those that show none and were never recorded."""
+        """Its jobs by their tag, and those that show no tag and were never recorded."""
         queue = self._slurm.queue(at_most_s)
         found = tagged(queue.values(), handle.tag)
         return [*found, *self._submissions(handle).untagged(queue, found)]
@@ -331,8 +331,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
     # -- ending ------------------------------------------------------------------------------------
 
     def delete(self, handle: ServingHandle) -> None:
-        """See `ServingBackend.delete`: jobs first, then replicas, then the endpoint, and what that
-        may have submitted meanwhile, or went back into the queue.
+        """See `ServingBackend.delete`: jobs first, then replicas, then the endpoint, and whatever
+        that may have submitted meanwhile, or what was requeued.
         """
         known = {
             kind: [part.platform_id for part in handle.parts if part.kind == kind]
@@ -346,8 +346,8 @@ class SlurmServing(OnCluster, OwnEndpoint):
         kind = self._unanswered(handle)
         if kind is not None:
             raise PlatformError(
-                f"Nothing of the swarm runs, but Slurm may yet take what was submitted ({kind}) "
-                "minutes ago: it has not said whether it did.",
+                f"Nothing of the swarm runs, but Slurm may yet accept what was submitted ({kind}) "
+                "minutes ago: it has not answered.",
                 hint=f"Run `domyn-swarm down` again in {TAKEN_WITHIN_S / 60:g} minutes.",
             )
 
