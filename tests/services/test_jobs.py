@@ -221,7 +221,7 @@ def test_of_two_that_ask_the_same_rows_at_once_one_is_refused_as_it_is_recorded(
     said = [(*one.communicate(timeout=limit_s()), one.returncode) for one in both]
     [handle] = [JobHandle.model_validate_json(out) for out, _, code in said if code == 0]
     [refused] = [err for out, err, code in said if code != 0 and out == ""]
-    assert f"The job {handle.job_id} asks the same rows, or is going to, for" in refused
+    assert f"The job {handle.job_id} sends the same rows, or will, for" in refused
     assert f"job wait {handle.job_id}" in refused
     assert [one.job_id for one in service.list()] == [handle.job_id]
     bench.server.answers_at_most = None
