@@ -1,4 +1,4 @@
-"""Commands that look and start nothing: plan, doctor."""
+"""Commands that only read: plan, doctor."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def plan(
 
 
 def _forecast(job: Path, swarm: str | None, output: Format) -> None:
-    """What a job's file takes, at the swarm that it names, or that of the plan."""
+    """What a job's file takes, on the swarm that it names, or that of the plan."""
     from domyn_swarm.cli.forecasting import asked_forecast, show_forecast
     from domyn_swarm.config.sources import Layer
     from domyn_swarm.swarm.job_file import read_job

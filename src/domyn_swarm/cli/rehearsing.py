@@ -197,7 +197,7 @@ def _limits(text: str | None) -> tuple[float, float] | None:
 
 
 def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
-    """What the GPUs of a campaign did, and what other settings would give."""
+    """The GPU time of a campaign, and the results of other settings."""
     if output is not Format.TABLE:
         print_record(found, output)
         return

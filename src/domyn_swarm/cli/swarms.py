@@ -97,8 +97,8 @@ def up(
 
 
 def _up_or_ask(launch: Launch, *, wait: bool, timeout_s: float | None) -> UpResult:
-    """Bring it up; on Ctrl-C a person decides what becomes of what was started. Whoever else ends
-    the command is told what keeps running.
+    """Bring it up. On Ctrl-C the user decides what happens to the started parts; a caller that ends
+    the command by another signal is informed of what keeps running.
     """
     from domyn_swarm.cli.console import phases
     from domyn_swarm.services.swarms import SwarmService
