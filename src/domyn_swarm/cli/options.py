@@ -47,6 +47,13 @@ def chosen_file(file: Path | None, config: Path | None) -> Path:
     return file or config or Path()
 
 
+ReplicasOption = Annotated[
+    int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
+]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
+]
 SwarmOption = Annotated[
     str | None,
     typer.Option(

@@ -14,6 +14,8 @@ from domyn_swarm.cli.options import (
     FormatOption,
     JsonOption,
     NameOption,
+    OverridesOption,
+    ReplicasOption,
     YamlOption,
     chosen_file,
     chosen_format,
@@ -24,14 +26,9 @@ from domyn_swarm.errors import PlatformError
 def plan(
     file: FileArgument = None,
     config: ConfigOption = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
-    ] = None,
+    replicas: ReplicasOption = None,
     name: NameOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
-    ] = None,
+    settings: OverridesOption = None,
     test: Annotated[
         bool, typer.Option("--test", help="Ask the scheduler whether it would take it, and when.")
     ] = False,

@@ -17,6 +17,8 @@ from domyn_swarm.cli.options import (
     Format,
     FormatOption,
     JsonOption,
+    OverridesOption,
+    ReplicasOption,
     YamlOption,
     chosen_file,
     chosen_format,
@@ -39,13 +41,8 @@ def rehearse(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the job.")],
     file: FileArgument = None,
     config: ConfigOption = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
-    ] = None,
+    replicas: ReplicasOption = None,
+    settings: OverridesOption = None,
     row_seconds: Annotated[
         float,
         typer.Option(

@@ -23,6 +23,8 @@ from domyn_swarm.cli.options import (
     FormatOption,
     JsonOption,
     NameOption,
+    OverridesOption,
+    ReplicasOption,
     YamlOption,
     chosen_file,
     chosen_format,
@@ -41,14 +43,9 @@ swarm_app = typer.Typer(help="All swarms, and more about one.", no_args_is_help=
 def up(
     file: FileArgument = None,
     config: ConfigOption = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
-    ] = None,
+    replicas: ReplicasOption = None,
     name: NameOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
-    ] = None,
+    settings: OverridesOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; start nothing.")
     ] = False,
