@@ -171,16 +171,14 @@ def rehearse(
 
 def _seconds(flag: str, text: str | None) -> float | None:
     from domyn_swarm.config.backends import duration_s
+    from domyn_swarm.swarm.job_keys import finite
 
     if text is None:
         return None
     try:
-        found = duration_s(text)
+        return finite(duration_s, text, "for the default")
     except ValueError as error:
         raise typer.BadParameter(f"{flag}: {error}.") from None
-    if found == float("inf"):
-        raise typer.BadParameter(f"{flag}: write more than 0; without {flag} it is the default.")
-    return found
 
 
 def _limits(text: str | None) -> tuple[float, float] | None:

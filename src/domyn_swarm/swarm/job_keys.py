@@ -11,9 +11,21 @@ from domyn_swarm.planning.plan import JobResources, PlatformOptions
 from domyn_swarm.record import After, about
 
 
-def _limited(read: Callable[[str], float], value: str | None, otherwise: str) -> str | None:
-    if value is not None and read(value) == math.inf:
+def finite(read: Callable[[str], float], text: str, otherwise: str) -> float:
+    """The value that `read` returns for a text, in its units.
+
+    Raises:
+        ValueError: it cannot be read, or means no limit (0); `otherwise` says what omitting it does.
+    """
+    value = read(text)
+    if value == math.inf:
         raise ValueError(f"must be more than 0; leave it out {otherwise}")
+    return value
+
+
+def _limited(read: Callable[[str], float], value: str | None, otherwise: str) -> str | None:
+    if value is not None:
+        finite(read, value, otherwise)
     return value
 
 
