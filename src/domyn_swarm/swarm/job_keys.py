@@ -15,7 +15,7 @@ def finite(read: Callable[[str], float], text: str, otherwise: str) -> float:
     """The value that `read` returns for a text, in its units.
 
     Raises:
-        ValueError: it cannot be read, or means no limit (0); `otherwise` says what omitting it does.
+        ValueError: it cannot be read, or means no limit (0). `otherwise`: what omitting it does.
     """
     value = read(text)
     if value == math.inf:

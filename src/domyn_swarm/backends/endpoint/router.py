@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,9 +97,9 @@ _COUNTED = MetricsReader(
     {
         "posts": ('smg_http_requests_total{method="POST"',),
         "in_flight": ("smg_worker_requests_active",),
+        "health": ("smg_worker_health",),  # 1: the router sends requests to it
     }
 )
-_USABLE = re.compile(r'^smg_worker_health\{[^}]*\bworker="([^"]*)"[^}]*\} 1(?:\.0*)?$', re.M)
 
 
 class SmgRouter:
@@ -122,11 +121,13 @@ class SmgRouter:
         """See `Router.activity`. Requests for answers are all POST; the metric of a request that is
         being answered belongs to its replica.
         """
-        found = _COUNTED.values(metrics.encode())
+        text = metrics.encode()
+        found = _COUNTED.values(text)
+        health = _COUNTED.by_label(text, "health", "worker")
         return Activity(
             requests=sum(found.get("posts", ())),
             in_flight=sum(found.get("in_flight", ())),
-            usable=frozenset(_USABLE.findall(metrics)),
+            usable=frozenset(url for url, healthy in health.items() if healthy == 1),
         )
 
     def figures(self, metrics: str) -> RouterFigures:
