@@ -259,7 +259,7 @@ def test_what_cannot_be_resumed_says_why(service: JobService, bench: Any) -> Non
     with pytest.raises(JobError, match="no checkpoint at"):
         service.failures(handle)
     (Path(handle.job_dir) / "job.json").unlink()
-    with pytest.raises(StateError, match="is not readable"):
+    with pytest.raises(StateError, match="Cannot read the specification"):
         service.resume(handle)
 
 

@@ -143,7 +143,7 @@ class RehearsalJob:
         except OSError:
             return failed(
                 "node",
-                f"{ended}; it wrote nothing to {folder}, which the node apparently does not see",
+                f"{ended}; it wrote nothing to {folder}, which the node does not see, apparently",
                 "Set DOMYN_SWARM_HOME or home_directory to a folder that the nodes share.",
             )
         last = " / ".join(log.strip().splitlines()[-_LAST_LINES:]) or "its log is empty"
