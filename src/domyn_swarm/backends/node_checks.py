@@ -81,7 +81,7 @@ def _engine(plan: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
         for name, version in report["packages"].items()
         if version is not None and name != "domyn-swarm"
     ]
-    yield ok("node: packages", ", ".join(versions) or "none of those that are looked at")
+    yield ok("node: packages", ", ".join(versions) or "none of the checked ones")
 
 
 def _files(_: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
@@ -90,7 +90,7 @@ def _files(_: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
     if found["write"] is not None:
         yield failed("node: home", f"cannot be written to: {found['write']}", move)
         return
-    yield ok("node: home", "is seen and can be written to")
+    yield ok("node: home", "is visible and writable")
     if found["link"] is not None:
         yield failed("node: links", f"a file cannot have two names: {found['link']}", move)
     if found["lock"] == "refused":

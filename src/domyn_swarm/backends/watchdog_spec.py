@@ -1,4 +1,4 @@
-"""What one replica's watchdog is told, as JSON. It names key files and holds no key.
+"""The spec of one replica's watchdog, as JSON. It contains the paths of key files, but no key.
 
 replica                  index of the replica
 host                     address the engine binds and is reached at; empty: the node's own name

@@ -176,6 +176,6 @@ def down(
     left = [one for one in report.swarms if not one.stopped]
     if left:
         raise PlatformError(
-            "; ".join(f"{one.name}: {one.error or 'something of it still runs'}" for one in left),
+            "; ".join(f"{one.name}: {one.error or 'parts of it still run'}" for one in left),
             hint=next((one.hint for one in left if one.hint), "Run the same command again."),
         )

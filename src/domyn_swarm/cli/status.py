@@ -197,7 +197,7 @@ def endpoint(
         bool, typer.Option("--show-key", help="With --env: the key itself, not its file.")
     ] = False,
     scrape: Annotated[
-        bool, typer.Option("--scrape", help="Print what Prometheus is to be told, as YAML.")
+        bool, typer.Option("--scrape", help="Print the configuration for Prometheus, as YAML.")
     ] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,

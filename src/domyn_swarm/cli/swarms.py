@@ -222,7 +222,7 @@ def down(
     left = [result for result in results if not (result.stopped or result.forgotten)]
     if left:
         raise PlatformError(
-            "; ".join(f"{one.name}: {one.error or 'something of it still runs'}" for one in left),
+            "; ".join(f"{one.name}: {one.error or 'parts of it still run'}" for one in left),
             hint=next((one.hint for one in left if one.hint), "Run the same command again."),
         )
 
@@ -238,7 +238,7 @@ def scale(
         ),
     ],
     replicas: Annotated[
-        int, typer.Argument(min=1, metavar="N", help="How many it shall run, 1 at least.")
+        int, typer.Argument(min=1, metavar="N", help="How many it should run, at least 1.")
     ],
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,

@@ -41,7 +41,7 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
             store.set_stopped(record.tag, why)
             return store.swarm(record.name)
     except PlatformError as error:
-        _log.warning("%s cannot be looked for: %s", record.name, error.message)
+        _log.warning("the parts of %s cannot be listed: %s", record.name, error.message)
         return record
     except (SwarmNotFound, SwarmReplaced):  # by another program, meanwhile
         return record

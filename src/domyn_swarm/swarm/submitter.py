@@ -251,7 +251,7 @@ class JobSubmitter:
             try:
                 found.append(self._look_for(one))
             except PlatformError as error:
-                _log.warning("%s cannot be looked for: %s", one.job_id, error.message)
+                _log.warning("the status of %s is not known: %s", one.job_id, error.message)
                 found.append(one)
         return self._asked(found)
 

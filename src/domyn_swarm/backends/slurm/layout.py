@@ -29,7 +29,7 @@ REHEARSAL = "domyn-swarm-rehearsal"
 REHEARSAL_COMMENT = comment_of("-", "rehearsal")
 _REHEARSAL_MINUTES = 2
 _STEP_WARNING_S = 40  # of the minute before an endpoint's limit; see `endpoint_task.end_jobs`
-_JOB_WARNING_S = 120  # and a job is told to finish; short ones later
+_JOB_WARNING_S = 120  # and a job is signalled to finish; short ones later
 _SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
 # mail about each task, not about the array as a whole
 _REPLICA_MAIL = f"{_SERVING_MAIL},ARRAY_TASKS"
