@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 GENERATED = tuple(
     f"{up}{name}/" for name in ("reference", "examples", "pictures") for up in ("", "../")
 )  # pages of the site; its own build checks them
-INTERNALS = ("serving", "slurm", "jobs", "records")
+INTERNALS = ("serving", "slurm", "jobs", "records", "where")
 MAPS = ["architecture.md", *(f"internals/{page}.md" for page in INTERNALS)]
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
@@ -107,6 +108,32 @@ def test_modules_that_the_map_names_are_there(page: str) -> None:
     ]
     assert named
     assert not missing
+
+
+def test_names_that_answer_where_something_is_are_defined_there() -> None:
+    text = (ROOT / "docs" / "internals" / "where.md").read_text(encoding="utf-8")
+    answers = re.findall(r"^\| [^|]+ \| `([a-z_0-9/]+)` \| `([A-Za-z_.]+)` \|$", text, re.MULTILINE)
+    questions = [line for line in text.splitlines() if line.startswith("| ") and "?" in line]
+    missing = [(module, name) for module, name in answers if not _defines(module, name)]
+    assert len(answers) == len(questions) >= 10
+    assert not missing
+
+
+def _defines(module: str, name: str) -> bool:
+    body: Sequence[ast.AST] = _tree(SOURCE / f"{module}.py").body
+    for part in name.split("."):
+        named = [one for one in body if part in _names_of(one)]
+        if not named:
+            return False
+        body = list(ast.iter_child_nodes(named[0]))
+    return True
+
+
+def _names_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [one.id for one in targets if isinstance(one, ast.Name)]
 
 
 def test_every_command_is_in_the_reference() -> None:

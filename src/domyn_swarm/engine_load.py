@@ -10,7 +10,7 @@ router's histograms with the Prometheus library.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 LONGEST_RATE_S = 30.0
@@ -64,19 +64,32 @@ class MetricsReader:
             name.encode(): meaning for meaning, all_ in names.items() for name in all_ if name
         }
         known = b"|".join(map(re.escape, self._meanings)) or b"(?!)"
-        self._lines = re.compile(
-            rb"^(%s)(?:[{,][^}\n]*\}|\})? +([0-9.eE+-]+)" % known, re.MULTILINE
-        )
+        self._lines = re.compile(rb"^(%s)([{,][^}\n]*\}|\})? +([0-9.eE+-]+)" % known, re.MULTILINE)
 
     def values(self, text: bytes) -> dict[str, list[float]]:
         """The values of the metrics in a text, by the keys of `names`."""
         values: dict[str, list[float]] = {}
-        for name, value in self._lines.findall(text):
+        for meaning, _, value in self._samples(text):
+            values.setdefault(meaning, []).append(value)
+        return values
+
+    def by_label(self, text: bytes, key: str, label: str) -> dict[str, float]:
+        """The values of the metrics of one key of `names` that have this label, by its values."""
+        wanted = re.compile(rb'[{,]%s="([^"]*)"' % re.escape(label.encode()))
+        samples = [
+            (wanted.search(labels), value)
+            for one, labels, value in self._samples(text)
+            if one == key
+        ]
+        return {match[1].decode(errors="replace"): value for match, value in samples if match}
+
+    def _samples(self, text: bytes) -> Iterator[tuple[str, bytes, float]]:
+        for name, labels, value in self._lines.findall(text):
             try:
-                values.setdefault(self._meanings[name], []).append(float(value))
+                number = float(value)
             except ValueError:
                 continue
-        return values
+            yield self._meanings[name], labels, number
 
     def read(self, text: bytes, at_s: float) -> Reading | None:
         """The metrics in a text, summed over labels; of KV usage the maximum. None: it contains

@@ -62,12 +62,12 @@ REPORT_TIMEOUT_S = 5.0
 RETRY_REPORT_S = 1.0
 DRAIN_POLL_S = 0.2
 STOPPED_REPORT_S = 5.0  # how long an EXITED that was asked for is tried to be reported
-REPEATED_S = 15.0  # a SIGTERM that comes so soon after one repeats it: schedulers send it again
-READ_BYTES = 1 << 20  # in `READS_EVERY_S`; less is no loading of a model
+REPEATED_S = 15.0  # how long the report of a requested EXITED is retried
+READ_BYTES = 1 << 20  # a SIGTERM so soon after another repeats it: schedulers send it again
 READS_EVERY_S = 5.0
 LAST_WORDS_S = 60.0  # what an engine printed longer before its end does not tell why
-LATE = 2.5  # times `http_timeout`: how long the metrics of an engine may take whose health is late
-SAMPLES_PER_HEARTBEAT = 1.25  # so that no figure is older than a heartbeat when it is reported
+LATE = 2.5  # output from longer before its end does not explain it
+SAMPLES_PER_HEARTBEAT = 1.25  # times `http_timeout`: how long metrics may take when health is late
 MOST_FILES = 65_536
 WITHOUT_ENGINE = ("starting", "restarting", "exited", "failed")
 LOG_TAIL_BYTES = 65_536
@@ -78,17 +78,17 @@ PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, er
 
 
 def log(text: str) -> None:
-    """One line with the time, to stderr; lost where the disk does not take it."""
+    """Write one line with the time to stderr; dropped if the disk is full."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with contextlib.suppress(OSError):
         os.write(2, ("%s %s\n" % (stamp, text)).encode("utf-8", "backslashreplace"))
 
 
 def watch_nodes(nodes: RayNodes, env: dict[str, str], limit_s: float) -> None:
-    """Ask Ray, now and then, until nodes that were there are missing for too long."""
+    """Ask Ray repeatedly, until nodes that had joined are missing for too long."""
     quiet, known = subprocess.DEVNULL, dict(os.environ, **env)
     while nodes.lost is None:
-        said = b""  # no answer, whatever keeps it away
+        said = b""  # no answer, whatever the cause
         with contextlib.suppress(Exception):
             asked = ["ray", "status"]
             said = subprocess.check_output(asked, stderr=quiet, timeout=limit_s, env=known)
@@ -97,7 +97,7 @@ def watch_nodes(nodes: RayNodes, env: dict[str, str], limit_s: float) -> None:
 
 
 class Http:
-    """Requests to one place, without proxies; `interrupt` ends the one that runs (signal-safe)."""
+    """Requests to one place, without proxies; `interrupt` ends the running one (signal-safe)."""
 
     def __init__(self, key: str | None) -> None:
         self._headers = {"Authorization": "Bearer " + key} if key else {}
@@ -125,7 +125,7 @@ class Http:
             connection.close()
 
     def interrupt(self) -> None:
-        """Make a request that waits for its reply fail at once."""
+        """Make a request that waits for its reply fail immediately."""
         waiting = self._connection.sock if self._connection is not None else None
         if waiting is not None:
             with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ class Http:
 
 
 class Reporter(threading.Thread):
-    """Tells the collector the latest state: changes at once, else every heartbeat."""
+    """Reports the latest state to the collector: changes at once, otherwise every heartbeat."""
 
     def __init__(self, spec: Spec, fields: Json) -> None:
         super().__init__(daemon=True, name="reporter")
@@ -163,7 +163,7 @@ class Reporter(threading.Thread):
 
     @property
     def collector_gone(self) -> bool:
-        """Whether nobody takes reports, nor sends requests here: see `Contact.gone`."""
+        """Whether nothing takes reports, or sends requests here: see `Contact.gone`."""
         return self._contact.gone(time.monotonic())
 
     def flush(self, timeout_s: float, give_up: Callable[[], bool]) -> bool:
@@ -222,14 +222,14 @@ class Reporter(threading.Thread):
         return True
 
     def _end_if_orphaned(self) -> None:
-        """Have this process end, once, where nobody brings the endpoint back: nothing would be
-        asked of its GPUs again.
+        """End this process, once, if the endpoint is not brought back: its GPUs would serve no
+        request.
         """
         after_s = self._spec.orphaned_seconds
         if self.orphaned or after_s is None or not self._contact.ended(time.monotonic(), after_s):
             return
         self.orphaned = True
-        log("the endpoint has been gone for %g s, and nobody starts it again: the end" % after_s)
+        log("the endpoint has been gone for %g s and was not restarted: ending" % after_s)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -240,7 +240,8 @@ def read_key(path: str) -> str:
 
 
 def lock_folder() -> str:
-    """Where this user's locks on this machine are.
+    """The folder of this user's locks on this machine. Everybody may write beside it: a name that
+    another user created first is left alone.
 
     Everybody may write beside it: a name that somebody else took first is left to them.
     """
@@ -256,8 +257,8 @@ def lock_folder() -> str:
 
 
 def lock(folder: str, name: str) -> int | None:
-    """An open file: whoever has it open has the lock, and the kernel frees it with the last of
-    them. None: others have it.
+    """An open file that holds the lock as long as any process has it open: the kernel frees it with
+    the last one. None: the lock is taken.
     """
     file = os.open(os.path.join(folder, name), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     try:
@@ -269,7 +270,7 @@ def lock(folder: str, name: str) -> int | None:
 
 
 def allow_many_files() -> None:
-    """Raise the limit of open files, for the engine: each of its requests has one."""
+    """Raise the limit of open files for the engine: each of its requests needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -298,7 +299,7 @@ def lock_port(port: int) -> int | None:
 
 
 class Ports:
-    """Free ports; one that was given out stays locked against other watchdogs of this machine."""
+    """Free ports; an assigned one stays locked against other watchdogs of this machine."""
 
     def __init__(self, host: str) -> None:
         self._host = host
@@ -363,7 +364,7 @@ class Guard:
             os.write(self._write_end, b"%d\n" % group)
 
     def keep(self) -> None:
-        """Start it again should it have been killed."""
+        """Restart it if it was killed."""
         if os.waitpid(self._pid, os.WNOHANG) != (0, 0):
             log("the guard was killed and starts again")
             os.close(self._write_end)
@@ -378,7 +379,8 @@ def kill_group(group: int, number: int) -> None:
 
 
 def becoming_engine(parent: int) -> Callable[[], None]:
-    """What a new child calls: a group of its own, killed by the kernel when its parent dies.
+    """Run in a new child: a process group of its own, killed by the kernel when its parent dies.
+    Not a session of its own: only our programs lead sessions, and they are signalled directly.
 
     Not a session of its own: who leads a session is a program of ours, told to stop directly.
     """
@@ -430,7 +432,7 @@ class Engine:
         guard.watch(self.pid)
 
     def poll(self) -> int | None:
-        """The exit code (128 + signal) once it has ended; what is left of its group is killed."""
+        """The exit code (128 + signal) once it has ended; the rest of its group is killed."""
         if self._process.returncode is None:
             ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
@@ -447,7 +449,7 @@ class Engine:
             kill_group(self.pid, number)
 
     def printed(self, now: float) -> bool:
-        """Whether its log has grown since the last look."""
+        """Whether its log has grown since the last check."""
         before = size = self._sizes[-1][1]
         with contextlib.suppress(OSError):
             size = os.stat(self._log).st_size
@@ -457,22 +459,24 @@ class Engine:
         return size > before
 
     def read(self, now: float) -> bool:
-        """Whether it has read as much lately as who loads a model does."""
+        """Whether it has recently read as much as an engine that loads a model does."""
         if now - self._reads_at < READS_EVERY_S:
             return False
         before, self._reads, self._reads_at = self._reads, group_reads(self.pid), now
         return sum(self._reads.values()) - sum(before.values()) >= READ_BYTES
 
     def was_well(self, now: float) -> None:
-        """It answered as it should: what it printed until the time before says nothing of its end,
-        nor, at the first time, what it printed as it started.
+        """Record that it answered correctly: earlier output does not explain its end, nor, the
+        first time, does that of its start.
         """
         self.printed(now)
         size = self._sizes[-1][1]
         self._well_at, self._well_next = self._well_next or size, size
 
     def last_words(self, lately: bool) -> str:
-        """The end of what it printed since it was well or began; `lately`: just before its end."""
+        """The end of its output since it last answered correctly or began; `lately`: just before
+        its end.
+        """
         with contextlib.suppress(OSError), open(self._log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             begin = max(self._well_at, self._sizes[0][1] if lately else 0)
@@ -482,7 +486,9 @@ class Engine:
 
 
 def group_reads(group: int) -> dict[int, int]:
-    """How many bytes each process of a group has read; of none where the system does not say."""
+    """How many bytes each process of a group has read; processes that the system does not report
+    are left out.
+    """
     found = {}
     with contextlib.suppress(OSError):
         for name in filter(str.isdigit, os.listdir("/proc")):
@@ -497,7 +503,7 @@ def group_reads(group: int) -> dict[int, int]:
 
 
 class Watchdog:
-    """Runs engines one after the other until it is told to stop or restarting cannot help."""
+    """Runs engines one after the other until it is stopped or restarting cannot help."""
 
     def __init__(
         self, spec: Spec, key: str | None, reporter: Reporter, guard: Guard, ledger: Ledger
@@ -517,7 +523,7 @@ class Watchdog:
         self._stopped_at = float("-inf")
         self._sampled_at = 0.0
         self._base = ""
-        self._overtime = False  # that the engine loads for so long has been reported
+        self._overtime = False  # whether it was reported that the engine loads for so long
         self._state = "starting"
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
@@ -525,7 +531,7 @@ class Watchdog:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake up
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # only used to wake up
 
     def _on_stop(self, *_: object) -> None:
         now = time.monotonic()
@@ -534,7 +540,7 @@ class Watchdog:
         self._http.interrupt()
 
     def _sleep(self, seconds: float) -> None:
-        """Rest, but wake up at once for a signal (SIGTERM, or the engine's end)."""
+        """Sleep, but wake up at once for a signal (SIGTERM, or the engine's end)."""
         select.select([self._wake], [], [], max(0.0, seconds))
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 512)
@@ -543,7 +549,7 @@ class Watchdog:
         if state != self._state or fields:
             log("%s %s" % (state, " ".join("%s=%s" % item for item in sorted(fields.items()))))
         self._state = state
-        if state in WITHOUT_ENGINE:  # the figures were those of one that has ended
+        if state in WITHOUT_ENGINE:  # the sampled values were those of an ended engine
             figures = dict.fromkeys(self._spec.reported_metrics)
             self._reporter.note(sampled_at=None, loading=False, **figures)
             self._counted = None
@@ -552,7 +558,7 @@ class Watchdog:
         self._reporter.update(state=state, restarts=self._restarts.total, **fields)
 
     def run(self) -> int:
-        """Until the end; returns the exit code."""
+        """Run until the end; return the exit code."""
         grace_s = self._spec.readiness_timeout
         if self._nodes is not None and self._spec.ray is not None:
             asked = (self._nodes, self._spec.env, self._spec.ray["probe_timeout_s"])
@@ -582,13 +588,13 @@ class Watchdog:
                 return over
 
     def _after(self, engine: Engine, why: str | None) -> int | None:
-        """See whether and when an engine that ended, or must (why), is followed by another; the
+        """Decide whether and when an engine that ended, or must (`why`), is restarted; return the
         exit code if it is not.
         """
         code = engine.poll()
         if code is None:
             log("restarting the engine: %s" % why)
-            self._enter("restarting", reason=why)  # the router lets go of it first
+            self._enter("restarting", reason=why)  # the router removes it first
             self._stop_engine(engine)
             code = engine.poll()
         served, clean = self._health.ready_since is not None, not why and code == 0
@@ -616,7 +622,7 @@ class Watchdog:
         return self._end("exited", "stopped as asked", exit_code=code) if self._stops else None
 
     def _hand_over(self, reason: str, code: int) -> int:
-        """End without a final state: who runs this starts the replica anew, with other nodes."""
+        """End without a final state: the caller restarts the replica, on other nodes."""
         log(reason)
         self._enter("restarting", reason=reason, engine_pid=None)
         self._reporter.flush(STOPPED_REPORT_S, lambda: self._stops > 0)
@@ -676,11 +682,13 @@ class Watchdog:
         self._enter(health.state, **({"reason": health.reason} if said else {}))
 
     def _sample_if_due(self, health: Health, now: float) -> float:
-        """Read the figures of an engine that is up where it is time; seconds until the next."""
+        """Sample a running engine's metrics if that is due; return the seconds until the next
+        sample.
+        """
         if health.ready_since is None or self._spec.metrics_path is None:
             return 1.0
         every_s = self._spec.heartbeat_seconds / SAMPLES_PER_HEARTBEAT
-        if not health.answered:  # one that dies soon shall not have done so in vain
+        if not health.answered:  # an early crash must not hide that requests were answered
             every_s = min(every_s, RECHECK_S)
         if now - self._sampled_at >= every_s:
             self._sample(health, self._spec.http_timeout)
@@ -712,9 +720,9 @@ class Watchdog:
             health.alive(time.monotonic(), waiting, progress)
 
     def _first_request(self) -> str | None:
-        """What is wrong with the answer: health can say yes while the first real request kills the
-        engine. One that refuses our key is another program, which took the port while the engine
-        loads.
+        """The error of the first request, if any: health can be fine while the first real request
+        kills the engine. A server that refuses our key is another program, which took the port
+        while the engine loads.
         """
         first = self._spec.first_request
         if first is None:
@@ -726,8 +734,8 @@ class Watchdog:
         return None if status < 500 else "the first request was answered %d" % status
 
     def _sample(self, health: Health, timeout_s: float) -> tuple[float, float | None]:
-        """Requests that wait in the engine, and its progress, which is None where it is not known;
-        what was read is reported at once.
+        """Read the waiting requests and the progress of the engine; None: not known. The values are
+        reported at once.
         """
         spec = self._spec
         self._sampled_at = time.monotonic()
@@ -754,8 +762,8 @@ class Watchdog:
         return metrics
 
     def _busy(self, metrics: dict[str, float]) -> bool | None:
-        """Whether requests are in the engine, or came and went since the last look; None: it does
-        not say.
+        """Whether requests are in the engine, or came and went since the last sample; None: it does
+        not report them.
         """
         spec = self._spec
         gauges = [metrics.get(name or "") for name in (spec.running_metric, spec.waiting_metric)]
@@ -766,9 +774,9 @@ class Watchdog:
         return any(gauges) or (before is not None and self._counted != before)
 
     def _drain(self, engine: Engine) -> None:
-        """Take the replica out of the router, let its requests finish, end the engine.
+        """Remove the replica from the router, let its requests finish, and end the engine.
 
-        A second SIGTERM skips the waiting, unless it comes so soon that it repeats the first.
+        A second SIGTERM skips the wait, unless it comes so soon that it repeats the first.
         """
         served = self._state in ("ready", "unhealthy")
         self._enter("draining")
@@ -777,7 +785,7 @@ class Watchdog:
         while served and engine.poll() is None and time.monotonic() < deadline and self._stops < 2:
             if self._reporter.drained or self._reporter.collector_gone:
                 idle = idle + 1 if self._idle() else 0
-                if idle > 1:  # the router may still be handing over a last one
+                if idle > 1:  # the router may still be sending a last request
                     break
             self._sleep(DRAIN_POLL_S)
         self._stop_engine(engine)
@@ -791,7 +799,7 @@ class Watchdog:
         return busy == (0.0, 0.0)
 
     def _stop_engine(self, engine: Engine) -> None:
-        """SIGTERM to the group, SIGKILL when the grace period is over."""
+        """Send SIGTERM to the group, and SIGKILL when the grace period is over."""
         engine.signal(signal.SIGTERM)
         deadline = time.monotonic() + self._spec.kill_grace_seconds
         while engine.poll() is None:
@@ -801,7 +809,7 @@ class Watchdog:
             self._sleep(min(1.0, max(0.05, deadline - time.monotonic())))
 
     def _end(self, state: str, reason: str, exit_code: int | None = None) -> int:
-        """Report a final state, also to a collector that comes late, within bounds."""
+        """Report a final state, also to a collector that starts late, within a time limit."""
         self._enter(state, reason=reason, exit_code=exit_code, engine_pid=None)
         stops = self._stops
         wait_s = STOPPED_REPORT_S if stops else self._spec.final_report_seconds
@@ -810,11 +818,11 @@ class Watchdog:
             return self._stops > stops or (stops > 0 and self._reporter.collector_gone)
 
         if not self._reporter.flush(wait_s, give_up):
-            log("the collector has not heard of the end")
+            log("the collector did not receive the final state")
         return FAILED if state == "failed" else 0
 
     def broke(self) -> int:
-        """After an exception that nobody expected: say so and end, and the engine with it."""
+        """After an unexpected exception: report it and end, with the engine."""
         log("the watchdog failed:\n%s" % traceback.format_exc())
         reason = "the watchdog failed: %r" % sys.exc_info()[1]
         with contextlib.suppress(Exception):
@@ -824,7 +832,7 @@ class Watchdog:
 
 
 def ended_as(code: int | None) -> str:
-    """An exit code in words."""
+    """An exit code as a sentence."""
     if code is not None and code > 128:
         with contextlib.suppress(ValueError):
             return "the engine was killed by %s" % signal.Signals(code - 128).name
@@ -839,27 +847,27 @@ def load(path: str, address: str) -> Spec:
 
 
 def end_with_input() -> None:
-    """Tell this process to stop when its standard input ends: whoever started it has died."""
+    """Stop this process when its standard input ends: its parent has died."""
     while os.read(0, 512):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def end_with_thread(failed: threading.ExceptHookArgs) -> None:
-    """End this process at once: without one of its threads nobody hears of the engine any more."""
+    """End this process at once: without one of its threads, the engine's state is not reported."""
     text = "".join(traceback.format_exception(*failed[:3]))
     log("the watchdog failed:\n%s" % text)
     os._exit(BROKEN)
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit code."""
+    """Run the watchdog; return its exit code."""
     os.umask(0o077)
     allow_many_files()
     try:
         spec = load(arguments[1], "".join(arguments[2:3]))
         key = read_key(spec.key_file)
-        guard = Guard()  # forks: before there are threads
+        guard = Guard()  # forks, so it must come before any thread
         fields = {
             "replica": spec.replica,
             "state": "starting",

@@ -1,8 +1,8 @@
-"""What a watchdog writes of its replica's time: the ledger's part of one replica.
+"""Writes a watchdog's records of its replica's time: the part of the ledger for one replica.
 
-Standard library only and Python 3.8 syntax: it lies beside `watchdog.py` wherever that runs. What
-is written is read by `backends.ledger`: a line when the watchdog begins, one for each change and
-one a minute, and the time of the file, which is the watchdog's last sign of life by its own clock.
+Standard library only and Python 3.8 syntax: it is copied next to `watchdog.py`. The file is read by
+`backends.ledger_files`: a line when the watchdog begins, one for each change and one a minute; its
+modification time is the watchdog's last sign of life by its own clock.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import threading
 import time
 from typing import Any, Dict, Sequence
 
-BEAT_LINE_S = 60.0  # a line is written at least so often
+BEAT_LINE_S = 60.0  # longest interval between two lines
 POWER_BEATS = 3  # power is read every so many beats
-POWER_LIMIT_S = 30.0  # nvidia-smi may take so long
-PHASE_BYTES = 1 << 20  # of an engine's log are read at once; more is skipped
+POWER_LIMIT_S = 30.0  # time-out of nvidia-smi
+PHASE_BYTES = 1 << 20  # bytes of an engine's log that are read at a time; more is skipped
 LAUNCH = "launch"
 _QUERY = ("--query-gpu=power.draw", "--format=csv,noheader,nounits")
 
@@ -27,8 +27,8 @@ Line = Dict[str, Any]
 
 
 class Ledger(threading.Thread):
-    """Appends to one file; the thread gives signs of life. A disk that takes nothing is no reason
-    not to serve: what was to be written is written with the next line.
+    """Appends to one file; its thread gives signs of life. A failing disk does not prevent serving:
+    what was to be written is written with the next line.
     """
 
     def __init__(self, path: str, gpus: int, beat_s: float, incarnation: str) -> None:
@@ -37,7 +37,7 @@ class Ledger(threading.Thread):
         self._gpus = gpus
         self._beat_s = beat_s
         self._name = incarnation[:12]
-        self._zero = time.time() - time.monotonic()  # a clock that is set moves nothing
+        self._zero = time.time() - time.monotonic()  # a changed system clock has no effect
         self._began = self._now() - process_age_s()
         self._file: int | None = None
         self._torn = False
@@ -50,20 +50,20 @@ class Ledger(threading.Thread):
         return self._zero + time.monotonic()
 
     def note(self, **changes: Any) -> None:
-        """Write what changed of `state`, `phase` and `busy`; nothing where nothing did."""
+        """Write the changes of `state`, `phase` and `busy`; nothing if nothing changed."""
         with self._lock:
             if any(self._known.get(name) != value for name, value in changes.items()):
                 self._known.update(changes)
                 self._write()
 
     def used(self, joules: float) -> None:
-        """So much more energy has been used by now."""
+        """Add so much used energy (joules)."""
         with self._lock:
             used = self._energy.get("joules", 0.0) + joules
             self._energy = {"joules": round(used, 3), "joules_at": round(self._now(), 3)}
 
     def begin(self) -> None:
-        """Write the first line, and go on giving signs of life."""
+        """Write the first line, and start to give signs of life."""
         with self._lock:
             self._write()
         self.start()
@@ -75,7 +75,7 @@ class Ledger(threading.Thread):
             self.beat()
 
     def beat(self) -> None:
-        """One sign of life, and a line where the last one is old."""
+        """Give one sign of life, and write a line if the last one is old."""
         with self._lock:
             if self._now() - self._written_at >= BEAT_LINE_S:
                 self._write()
@@ -93,7 +93,7 @@ class Ledger(threading.Thread):
         try:
             self._open(now)
             self._append(line)
-        except OSError:  # full, or away: with the next line
+        except OSError:  # full, or not reachable: with the next line
             return
         self._written_at = now
         self._touch()
@@ -120,23 +120,25 @@ class Ledger(threading.Thread):
 
     def _append(self, line: Line) -> None:
         text = (b"\n" if self._torn else b"") + json.dumps(line).encode() + b"\n"
-        self._torn = True  # should it be cut off, the next line is one of its own
+        self._torn = True  # the next line stays separate from a truncated one
         if self._file is not None and os.write(self._file, text) == len(text):
             self._torn = False
 
 
 class Phases:
-    """Which phase of its start an engine is in, by its log: the last line that tells one."""
+    """The phase of an engine's start, from its log: the last line that matches one."""
 
     def __init__(self, known: Sequence[Line], log: str, size: int) -> None:
-        """`known`: each has a `phase` and a `pattern`; `size`: of the log as the engine began."""
+        """`known`: each has a `phase` and a `pattern`; `size`: that of the log when the engine
+        began, in bytes.
+        """
         self._known = [(one["phase"], re.compile(one["pattern"])) for one in known]
         self._log = log
         self._read_to = size
         self.phase = LAUNCH
 
     def look(self) -> str:
-        """Read what has been printed since the last look; the phase now."""
+        """Read what was printed since the last call; return the phase now."""
         text = ""
         with contextlib.suppress(OSError), open(self._log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -151,7 +153,7 @@ class Phases:
 
 
 def process_age_s() -> float:
-    """For how long this process has lived; 0 where the system does not say."""
+    """For how many seconds this process has lived; 0 if the system does not report it."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])
@@ -162,8 +164,8 @@ def process_age_s() -> float:
 
 
 def watts(gpus: int) -> float | None:
-    """What this replica's GPUs draw now, by `nvidia-smi`. None: it is not there, does not say, or
-    shows another number of GPUs, of which some are others'.
+    """The power of this replica's GPUs in watts, from `nvidia-smi`. None: it is missing, fails, or
+    shows another number of GPUs, some of which are others'.
     """
     asked = ["nvidia-smi", *_QUERY]
     own = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -180,8 +182,8 @@ def watts(gpus: int) -> float | None:
 
 
 def keep_counting(ledger: Ledger, gpus: int, beat_s: float) -> None:
-    """Read power now and then, for ever, and count what was used between two readings; what lies
-    between one and a failure is not counted. Ends at once where nothing can be read.
+    """Read power repeatedly, for ever, and add what was used between two readings; time between a
+    reading and a failure is not counted. Ends at once if nothing can be read.
     """
     drawn, at = watts(gpus), time.monotonic()
     if drawn is None:

@@ -1,7 +1,7 @@
-"""What a watchdog decides, over time: pure, without a clock, a file or a socket of its own.
+"""The decisions of a watchdog over time: pure, without a clock, a file or a socket of its own.
 
-Standard library only and Python 3.8 syntax: it lies beside `watchdog.py` wherever that runs, and
-`restart_budget.py` beside it.
+Standard library only and Python 3.8 syntax: it is copied next to `watchdog.py`, with
+`restart_budget.py`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, NamedTuple, Sequence
 
 if TYPE_CHECKING or __package__:
     from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
-else:  # it lies beside this file
+else:  # it is copied next to this file
     from restart_budget import RestartBudget, RestartPolicy
 
 Json = Dict[str, Any]
 
-COLLECTOR_ENDED_S = 2.0  # nobody has listened where it was for so long: it has ended
-STALE_S = 10.0  # the least silence after which a collector takes a replica out of the router
-ROUTER_FOLLOWS_S = 3.0  # until the router has surely followed the collector
+COLLECTOR_ENDED_S = 2.0  # a server that has not listened for so long has ended
+STALE_S = 10.0  # shortest silence after which a collector removes a replica from the router
+ROUTER_FOLLOWS_S = 3.0  # until the router is certain to have followed the collector
 STABLE_S = 600.0  # an engine that was ready for so long has its restarts forgiven
-ANSWERING = 4  # times `max_restarts`: so many have engines that answer requests in between
+ANSWERING = 4  # times `max_restarts`: limit for engines that answer requests in between
 OWN_TOKENS = 32  # the watchdog's own request accounts for so many at most
-LONGEST_START = 6  # times `readiness_timeout`: however much it prints or reads
+LONGEST_START = 6  # times `readiness_timeout`: whatever it prints or reads
 LAST_LINES = 10
-RECHECK_S = 1.0  # a failed probe is repeated so soon, and a sick engine probed so often
-BUSY_S = 20.0  # tokens, or work, that came so lately excuse an engine whose health is late
+RECHECK_S = 1.0  # pause before a failed probe is repeated, and interval for an unhealthy engine
+BUSY_S = 20.0  # tokens, or work, this recent excuse a late health reply
 
 
 class Spec(NamedTuple):
-    """What the watchdog is told; the fields are described in `backends.watchdog_spec`."""
+    """The settings of a watchdog; the fields are described in `backends.watchdog_spec`."""
 
     replica: int
     host: str
@@ -76,7 +76,7 @@ class Spec(NamedTuple):
 
 
 class Restarts:
-    """When an engine that ended is started again. `total` counts every restart ever."""
+    """Decides when an engine that ended is restarted. `total` counts every restart."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -88,8 +88,8 @@ class Restarts:
         self.total = 0
 
     def served(self, seconds: float, answered: bool) -> None:
-        """The engine has been ready for so long, and has answered requests: what a request kills
-        is no engine that cannot run, and from a time on no past counts.
+        """Record that the engine has been ready for so long and has answered requests: an engine
+        that a request kills is able to run, and after some time the past does not count.
         """
         if answered:
             self._unanswered.clear()
@@ -97,8 +97,8 @@ class Restarts:
             budget.ran(seconds)
 
     def next_delay(self, clean: bool, slow: bool = False) -> float | None:
-        """Seconds to wait before the next start; None: it stays down. `slow`: it was not ready in
-        time, which an engine that was not before will not be either.
+        """Seconds to wait before the next start; None: it is not restarted. `slow`: it was not
+        ready in time, which an engine that never was will not be either.
         """
         slow, self._slow = slow and self._slow, slow
         policy = self._spec.restart_policy
@@ -128,20 +128,20 @@ class Health:
         self._working = False
         self._why = ""
         self._refused = False
-        self.loaded_at = now  # it printed something, or read from its disk
+        self.loaded_at = now  # when it last printed, or read from its disk
         self.ready_since: float | None = None
-        self.answered = False  # requests, as far as its counters show
+        self.answered = False  # requests, by its counters
 
     @property
     def state(self) -> str:
-        """`starting`, `ready` or `unhealthy`. One failed probe alone is no illness."""
+        """`starting`, `ready` or `unhealthy`. A single failed probe does not make it unhealthy."""
         if self.ready_since is None:
             return "starting"
         return "unhealthy" if self._failures > 1 else "ready"
 
     @property
     def well(self) -> bool:
-        """Whether it was so when it was asked last."""
+        """Whether the last probe succeeded."""
         return self.ready_since is not None and self._failures == 0
 
     @property
@@ -150,14 +150,14 @@ class Health:
         return self._why if self.state == "unhealthy" else None
 
     def loads(self, now: float) -> bool:
-        """Whether an engine that is not ready yet makes progress. One that is asked for what it
-        does not have prints that, which is none.
+        """Whether an engine that is not ready yet makes progress. Log lines about requests for
+        missing paths are no progress.
         """
         moved = now - self.loaded_at < self._spec.quiet_seconds
         return self.ready_since is None and moved and not self._refused
 
     def sampled(self, now: float, progress: float | None, running: float) -> None:
-        """Take in the engine's counters, and how many requests it works on; None: not known."""
+        """Add a sample of the engine's counters, and of its requests; None: not known."""
         if progress is None:
             return
         began = running > 0 and not self._working
@@ -168,12 +168,12 @@ class Health:
         self.answered = self.answered or progress - self._at_first > OWN_TOKENS
 
     def busy(self, now: float) -> bool:
-        """Whether tokens came lately, or requests for some."""
+        """Whether tokens came recently, or requests for some."""
         return self._moved_at is not None and now - self._moved_at <= BUSY_S
 
     def late(self, now: float, why: str) -> None:
-        """Take in a probe that got no answer in time: no failure while tokens come, since an
-        engine that serves thousands of requests answers late.
+        """Add a probe without a reply in time: no failure while tokens come, since an engine that
+        serves thousands of requests answers late.
         """
         if self.ready_since is not None and self.busy(now):
             self._failures, self._failing_since = 0, None
@@ -181,13 +181,13 @@ class Health:
             self.failed(now, why)
 
     def failed(self, now: float, why: str, *, refused: bool = False) -> None:
-        """Take in a probe that showed that something is wrong; `refused`: with the question."""
+        """Add a probe that failed; `refused`: the engine rejected the request itself."""
         self._why, self._refused = why, refused
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
 
     def alive(self, now: float, waiting: float, progress: float | None) -> None:
-        """Take in a probe that was answered as it should be (the first time: with a reply)."""
+        """Add a successful probe (the first time: with a reply)."""
         self._failures, self._failing_since = 0, None
         self.ready_since = now if self.ready_since is None else self.ready_since
         stuck = waiting > 0 and progress is not None and progress == self._progress
@@ -195,7 +195,7 @@ class Health:
         self._progress = progress
 
     def overtime(self, now: float) -> str | None:
-        """What an engine does that is not ready after its time, and still has some."""
+        """What an engine does that is not ready in time, and may take longer."""
         took_s, limit_s = now - self._started, self._spec.readiness_timeout
         if self.ready_since is not None or took_s < limit_s:
             return None
@@ -234,9 +234,9 @@ class Health:
 
 
 class Contact:
-    """Judges over time whether the collector, and the router with it, may still send requests
-    here. The router ends with the collector's program; one that cannot be reached from here may be
-    alive, and takes a replica that is silent out of the router.
+    """Judges over time whether the collector, and with it the router, may still send requests here.
+    The router ends with the collector's program; a router that cannot be reached from here may be
+    alive, and removes a replica that does not report.
     """
 
     def __init__(self, heartbeat_s: float) -> None:
@@ -245,12 +245,12 @@ class Contact:
         self._ended_since: float | None = None
 
     def answered(self) -> None:
-        """It took a report."""
+        """Record that it accepted a report."""
         self._failing_since = self._ended_since = None
 
     def failed(self, now: float, ended: bool) -> None:
-        """It did not; `ended`: nobody listens there, it said that it has shut down, or that it
-        knows no such replica.
+        """Record that it did not; `ended`: nothing listens there, it reported that it has shut
+        down, or that it knows no such replica.
         """
         self._failing_since = now if self._failing_since is None else self._failing_since
         if not ended:
@@ -259,13 +259,13 @@ class Contact:
             self._ended_since = now
 
     def gone(self, now: float) -> bool:
-        """Whether, as far as can be known from here, nobody sends requests here any more."""
+        """Whether nothing sends requests here any more, as far as can be determined from here."""
         if self._failing_since is None:
             return False
         return self.ended(now, COLLECTOR_ENDED_S) or now - self._failing_since >= self._silence_s
 
     def ended(self, now: float, for_s: float) -> bool:
-        """Whether for so long nobody has listened who knows this replica."""
+        """Whether no server that knows this replica has listened for so long."""
         return self._ended_since is not None and now - self._ended_since >= for_s
 
 
@@ -283,13 +283,13 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def ray_gpus(text: str) -> float | None:
-    """How many GPUs `ray status` says that the cluster has; None: it does not say."""
+    """How many GPUs `ray status` reports for the cluster; None: it does not."""
     found = re.search(r"[\d.]+/([\d.]+) GPU\b", text)
     return float(found.group(1)) if found else None
 
 
 class RayNodes:
-    """Judges what Ray says of its nodes over time: whether all were ever there, and still are."""
+    """Judges Ray's reports of its nodes over time: whether all were ever there, and still are."""
 
     def __init__(self, ray: Json) -> None:
         self._ray = ray
@@ -298,7 +298,7 @@ class RayNodes:
         self.lost: str | None = None
 
     def saw(self, gpus: float | None, now: float) -> None:
-        """Take in one answer; None: Ray did not say."""
+        """Add one answer; None: Ray did not answer."""
         enough = gpus is not None and gpus >= self._ray["gpus"]
         self.complete = self.complete or enough
         self._missing_since = (self._missing_since or now) if self.complete and not enough else None
@@ -313,7 +313,7 @@ class RayNodes:
         return min(1.0, every_s) if hurry else every_s
 
     def joined(self, stopped: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for all nodes: an engine that starts without them fails. Or for a stop."""
+        """Wait for all nodes, because an engine that starts without them fails; or for a stop."""
         deadline = time.monotonic() + timeout_s
         while not self.complete and not stopped() and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -332,11 +332,11 @@ _ERRORS = re.compile(
 
 
 def diagnose(patterns: list[Json], tail: str, served: bool, killed: bool) -> Json | None:
-    """The first known cause of an engine's end that the log's tail shows, with its `line`.
+    """The first known cause of an engine's end in the log's tail, with its `line`.
 
-    Errors and tracebacks count, not what is logged as information or warning. Of an engine that
-    never served (else they may be of its requests) the very last lines do, whatever they look like;
-    and if a signal ended it, not for what only makes programs give up.
+    Errors and tracebacks count, but not information or warnings. For an engine that never served
+    (otherwise they may belong to its requests) the very last lines count, whatever they look like;
+    if a signal ended it, only causes of a kill count, not those that make programs give up.
     """
     lines = tail.splitlines()
     errors, failing = [], False

@@ -221,7 +221,7 @@ def test_of_two_that_ask_the_same_rows_at_once_one_is_refused_as_it_is_recorded(
     said = [(*one.communicate(timeout=limit_s()), one.returncode) for one in both]
     [handle] = [JobHandle.model_validate_json(out) for out, _, code in said if code == 0]
     [refused] = [err for out, err, code in said if code != 0 and out == ""]
-    assert f"The job {handle.job_id} asks the same rows, or is going to, for" in refused
+    assert f"The job {handle.job_id} sends the same rows, or will, for" in refused
     assert f"job wait {handle.job_id}" in refused
     assert [one.job_id for one in service.list()] == [handle.job_id]
     bench.server.answers_at_most = None
@@ -259,7 +259,7 @@ def test_what_cannot_be_resumed_says_why(service: JobService, bench: Any) -> Non
     with pytest.raises(JobError, match="no checkpoint at"):
         service.failures(handle)
     (Path(handle.job_dir) / "job.json").unlink()
-    with pytest.raises(StateError, match="is not readable"):
+    with pytest.raises(StateError, match="Cannot read the specification"):
         service.resume(handle)
 
 

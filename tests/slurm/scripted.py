@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from domyn_swarm.backends.slurm.ending import WouldTake
-from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, Look
+from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, QueueSnapshot
 from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from virtual_time import FilingClock
@@ -203,8 +203,8 @@ class ScriptedSlurm:
 
     def __init__(self, cluster: ScriptedCluster, longest_s: float = LONGEST_S) -> None:
         self._cluster = cluster
-        self._queue = Look(self._squeue, longest_s, cluster.clock)
-        self._steps = Look(self._squeue_steps, clock=cluster.clock)
+        self._queue = QueueSnapshot(self._squeue, longest_s, cluster.clock)
+        self._steps = QueueSnapshot(self._squeue_steps, clock=cluster.clock)
 
     def cluster(self) -> str:
         self._cluster.refuse_while_away()

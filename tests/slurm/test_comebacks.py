@@ -57,7 +57,7 @@ def test_what_is_killed_comes_back_and_no_row_fails(
 
     # The endpoint: it starts again in its job.
     os.kill(program(ENDPOINT, endpoint_job(slurm)).pid, signal.SIGKILL)
-    until(lambda: "the endpoint died (code 137)" in paths.endpoint_log.read_text())
+    until(lambda: "the endpoint failed (code 137)" in paths.endpoint_log.read_text())
     job.goes_on()
     until(lambda: ready() == 3)
     assert set(jobs_of(slurm)) == before

@@ -254,7 +254,7 @@ def test_the_signal_interrupts_nothing_for_long(clock: FilingClock, programs: Pr
     task = Task(before_end, clock=clock, start=programs.start)
     warn()
     assert before_end.began == []
-    assert task.told
+    assert task.signalled
     task.heed()
     assert len(before_end.began) == 1
 

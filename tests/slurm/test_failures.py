@@ -173,7 +173,7 @@ def test_replicas_that_slurm_takes_without_an_answer_are_not_forgotten(
         pytest.raises(SubmissionUnknown, match="Socket timed out") as caught,
     ):
         up()
-    assert "may yet take" in caught.value.hint
+    assert "may yet accept" in caught.value.hint
     assert "domyn-swarm down demo" in caught.value.hint
     assert jobs_of(slurm) == {}
     service = SwarmService()

@@ -90,8 +90,7 @@ def job(swarm: ScriptedSwarm) -> ScriptedJob:
         (
             "PENDING",
             "JobHeldUser",
-            "waits in the queue (JobHeldUser: somebody holds it, `scontrol release {job}` lets it "
-            "run)",
+            "waits in the queue (JobHeldUser: it is held, `scontrol release {job}` lets it run)",
         ),
         ("RUNNING", "", None),
     ],

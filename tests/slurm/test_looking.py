@@ -10,7 +10,7 @@ import pytest
 
 from domyn_swarm.backends.slurm import commands
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.queue import JobsById, Look
+from domyn_swarm.backends.slurm.queue import JobsById, QueueSnapshot
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.errors import PlatformUnavailable
 from virtual_time import FilingClock
@@ -36,17 +36,17 @@ def scheduler() -> Scheduler:
 
 
 @pytest.fixture
-def look(scheduler: Scheduler, clock: FilingClock) -> Look:
-    return Look(scheduler.ask, clock=clock)
+def look(scheduler: Scheduler, clock: FilingClock) -> QueueSnapshot:
+    return QueueSnapshot(scheduler.ask, clock=clock)
 
 
-def test_all_who_ask_at_once_share_one_look(scheduler: Scheduler, look: Look) -> None:
+def test_all_who_ask_at_once_share_one_look(scheduler: Scheduler, look: QueueSnapshot) -> None:
     assert [look.now()["1"].state for _ in range(100)] == ["RUNNING"] * 100
     assert scheduler.asked == 1
 
 
 def test_it_is_asked_ever_less_while_nothing_changes(
-    scheduler: Scheduler, look: Look, clock: FilingClock
+    scheduler: Scheduler, look: QueueSnapshot, clock: FilingClock
 ) -> None:
     for _ in range(6000):
         look.now()
@@ -61,7 +61,9 @@ def test_it_is_asked_ever_less_while_nothing_changes(
     assert scheduler.asked == before + 1
 
 
-def test_an_expected_change_is_looked_for_at_once(scheduler: Scheduler, look: Look) -> None:
+def test_an_expected_change_is_looked_for_at_once(
+    scheduler: Scheduler, look: QueueSnapshot
+) -> None:
     look.now()
     scheduler.state = "COMPLETED"
     assert look.now()["1"].state == "RUNNING"
@@ -70,7 +72,7 @@ def test_an_expected_change_is_looked_for_at_once(scheduler: Scheduler, look: Lo
 
 
 def test_a_scheduler_that_does_not_answer_is_not_asked_by_everyone(
-    scheduler: Scheduler, look: Look, clock: FilingClock
+    scheduler: Scheduler, look: QueueSnapshot, clock: FilingClock
 ) -> None:
     scheduler.state = "away"
     for _ in range(10):
@@ -83,7 +85,7 @@ def test_a_scheduler_that_does_not_answer_is_not_asked_by_everyone(
 
 
 def test_who_must_be_sure_asks_for_a_fresh_look(
-    scheduler: Scheduler, look: Look, clock: FilingClock
+    scheduler: Scheduler, look: QueueSnapshot, clock: FilingClock
 ) -> None:
     for pause_s in (1.0, 2.0, 3.0, 4.0, 2.0):  # rarer by now
         look.now()

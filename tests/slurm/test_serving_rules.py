@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from domyn_swarm.backends.endpoint.spec import replicas_told
+from domyn_swarm.backends.endpoint.spec import configured_replicas
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.backends.slurm.platform import SlurmPlatform
 from domyn_swarm.backends.slurm.prospects import Prospects
@@ -451,12 +451,12 @@ def test_scaling_that_breaks_off_changes_nothing_unless_slurm_may_have_taken_it(
             if ids:
                 raise error
 
-    before = replicas_told(swarm.paths)
+    before = configured_replicas(swarm.paths)
     with pytest.raises(type(error)):
         scale(swarm, SlurmServing(Refusing(swarm.cluster), swarm.clock), replicas)
-    assert replicas_told(swarm.paths) == (before if follows == "before" else replicas)
+    assert configured_replicas(swarm.paths) == (before if follows == "before" else replicas)
     scale(swarm, serving(swarm), replicas)
-    assert replicas_told(swarm.paths) == replicas
+    assert configured_replicas(swarm.paths) == replicas
 
 
 def test_what_drains_yet_is_not_scaled_into(swarm: ScriptedSwarm) -> None:

@@ -177,7 +177,7 @@ def check_reported(path: Path, words: str, key: str) -> None:
         [PROGRAM, "plan", "-c", str(path), "--test"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 4
-    assert "Slurm would take it and never run it" in done.stderr
+    assert "Slurm would accept it and never run it" in done.stderr
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -204,7 +204,7 @@ def test_of_several_partitions_each_says_why_none_takes_it(
 ) -> None:
     path = written(tmp_path, backend={"partition": "closed,short"})
     words = (
-        "none of closed,short takes it: the partition closed is INACTIVE: it takes no jobs; a "
+        "none of closed,short accepts it: the partition closed is INACTIVE: it takes no jobs; a "
         "replica asks for 60 minutes, and the partition short gives a job 5 minutes at most"
     )
     check_reported(path, words, "backend.partition")

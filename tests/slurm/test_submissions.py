@@ -79,7 +79,7 @@ def test_what_slurm_takes_later_is_found_and_ended(
     swarm: ScriptedSwarm, says: BaseException, *, hides: bool
 ) -> None:
     serving = launched(swarm, says, takes_s=2 * MINUTE_S, hides=hides)
-    with pytest.raises(PlatformError, match="may yet take") as caught:
+    with pytest.raises(PlatformError, match="may yet accept") as caught:
         serving.delete(swarm.handle)
     assert "again in 5 minutes" in caught.value.hint
     swarm.clock.sleep(MINUTE_S)
@@ -119,7 +119,7 @@ def test_what_was_answered_and_not_recorded_is_found_without_tags(swarm: Scripte
 
 def test_what_slurm_never_took_is_written_off_after_minutes(swarm: ScriptedSwarm) -> None:
     serving = launched(swarm, SubmissionUnknown("timed out"))
-    with pytest.raises(PlatformError, match="may yet take"):
+    with pytest.raises(PlatformError, match="may yet accept"):
         serving.delete(swarm.handle)
     swarm.clock.sleep(5 * MINUTE_S)
     serving.delete(swarm.handle)
@@ -142,7 +142,7 @@ def test_replicas_of_before_are_not_taken_for_those_that_scaling_submitted(
     asked = SlurmServing(Silent(swarm.cluster, says, takes_s=MINUTE_S), swarm.clock)
     with pytest.raises(SubmissionUnknown):
         asked.scale(grown, swarm.ctx, swarm.handle, lambda *_parts: None)
-    with pytest.raises(PlatformError, match="may yet take"):
+    with pytest.raises(PlatformError, match="may yet accept"):
         asked.delete(swarm.handle)
     swarm.clock.sleep(2 * MINUTE_S)
     asked.delete(swarm.handle)

@@ -76,6 +76,6 @@ def test_all_that_are_held_are_named() -> None:
     """Who releases one of them only would wait on."""
     held = [("74_16", "JobHeldUser"), ("74_17", "JobHeldUser"), ("71", "Resources")]
     assert counted(held) == (
-        "3 jobs wait (JobHeldUser: somebody holds it, `scontrol release 74_16,74_17` lets it run; "
+        "3 jobs wait (JobHeldUser: it is held, `scontrol release 74_16,74_17` lets it run; "
         "Resources)"
     )

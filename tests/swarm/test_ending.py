@@ -189,7 +189,7 @@ def test_what_was_written_off_and_runs_is_in_the_way_of_the_next_of_its_name(
 ) -> None:
     first = lifecycle.up(launch_of(), timeout_s=limit_s())
     SwarmStore.open().set_stopped(first.record.tag, "forgotten: it was on another host")
-    with pytest.raises(SwarmExists, match="recorded as stopped, and something of it still runs"):
+    with pytest.raises(SwarmExists, match="recorded as stopped, but parts of it still run"):
         lifecycle.up(launch_of(), timeout_s=limit_s())
     lifecycle.down("demo")
     assert processes.carrying(processes.TAG, first.record.tag) == {}

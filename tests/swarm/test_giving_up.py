@@ -91,7 +91,7 @@ def test_what_cannot_be_freed_is_told_and_can_be_ended(
         patch.setattr(LocalServing, "delete", lambda *_: quota(Path("/home/x"), ""))
         with pytest.raises(LaunchError) as caught:
             lifecycle.up(launch_of(engine_options=SLOW))
-    assert "may run on" in caught.value.hint
+    assert "may still run" in caught.value.hint
     assert "domyn-swarm down demo" in caught.value.hint
     record = SwarmStore.open().swarm("demo")
     assert record.phase is SwarmPhase.FAILED

@@ -162,7 +162,7 @@ def test_a_job_that_its_platform_does_not_have_is_lost_once_nobody_submits_it(
         claim(JobPaths(Path(known.job_dir)).submitter)
     seen = JobService().status("job-1")
     assert seen.status is status
-    assert ("broke off" in (seen.message or "")) is (status is JobStatus.FAILED)
+    assert ("interrupted" in (seen.message or "")) is (status is JobStatus.FAILED)
 
 
 KILLED = """

@@ -1,1 +1,1 @@
-"""Platforms to run on, and the programs that run on their nodes."""
+"""The platforms that swarms run on, and the programs that run on their nodes."""

@@ -1,6 +1,6 @@
-"""The two protocols a platform implements, and the records they exchange.
+"""The two protocols that a platform implements, and the records they exchange.
 
-Membership is proven by the conformance suite (`tests/conformance`).
+A backend belongs here if it passes the conformance suite (`tests/conformance`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ASLEEP = "asleep: its first replica starts with the first request or job"
 
 
 class PlatformPart(Record):
-    """One thing the platform runs for a swarm."""
+    """A process, scheduler job or deployment that the platform runs for a swarm."""
 
     kind: Literal["endpoint", "replica"]
     index: int = 0  # of the replica
@@ -45,7 +45,7 @@ class PlatformPart(Record):
 
 
 class ServingHandle(Record):
-    """How to find everything a swarm started, from any process."""
+    """The data with which any process can address everything that a swarm started."""
 
     schema_version: Literal[1] = 1
     platform: str
@@ -53,36 +53,36 @@ class ServingHandle(Record):
     swarm_dir: str
     parts: tuple[PlatformPart, ...] = ()
     location: Location | None = None  # None: not recorded, taken for here
-    # Of an elastic swarm: so few replicas it may have. They are no parts of the handle: the
-    # endpoint program starts and ends them, and `find` knows those that there are.
+    # Of an elastic swarm: the minimum number of replicas. They are no parts of the handle: the
+    # endpoint program starts and ends them, and `find` returns those that exist.
     least_replicas: int | None = None
 
 
 @dataclass(frozen=True)
 class LaunchScripts:
-    """What a platform is given for a launch: what is shown of it is what is submitted."""
+    """What the platform receives for a launch: what is shown to the user is what is submitted."""
 
-    texts: Mapping[str, str]  # by the names of their files; none where the platform takes none
-    replicas_per_task: int = 1  # that share one task of the scheduler
-    unasked: PlatformError | None = None  # why the scheduler did not say how it gives nodes
+    texts: Mapping[str, str]  # keyed by file name; empty if the platform takes no scripts
+    replicas_per_task: int = 1  # replicas that share one task of the scheduler
+    unasked: PlatformError | None = None  # why the scheduler did not report how it assigns nodes
 
 
 class PartRecorder(Protocol):
-    """Called the moment the platform returned ids, before anything else is started: with all parts
-    that one answer of the platform started, so that they are recorded together.
+    """Called as soon as the platform has returned ids, before anything else is started, with all
+    parts that one answer of the platform started, so that they are recorded together.
     """
 
     def __call__(self, *parts: PlatformPart) -> None:
-        """Attach the parts to the swarm's record."""
+        """Add the parts to the swarm's record."""
 
 
 class Located(Protocol):
-    """What both sides of a platform say of the places where things run. Processes of another host
-    and jobs of another cluster are not seen from here, which does not mean that they have ended.
+    """The place where things run, for both protocols of a platform. Processes of another host and
+    jobs of another cluster are not visible from here, which does not mean that they have ended.
     """
 
     def location(self, options: Mapping[str, Any]) -> Location:
-        """Where something would run that is started now; `options`: the backend section.
+        """The place where something that is started now would run; `options`: the backend section.
 
         Raises:
             ConfigError: no workspace is configured.
@@ -90,8 +90,8 @@ class Located(Protocol):
         """
 
     def reach(self, location: Location | None) -> Reach:
-        """What can be known from here of something that was started there; None: not recorded,
-        taken for here.
+        """Whether something that was started at a place can be reached from here; None: no place
+        was recorded, taken for here.
 
         Raises:
             PlatformError: the platform cannot be asked now.
@@ -101,7 +101,7 @@ class Located(Protocol):
 class ServingBackend(Located, Protocol):
     """An endpoint with replicas behind it."""
 
-    supervised: bool  # an endpoint program of ours looks after the swarm, and can end it
+    supervised: bool  # whether an endpoint program of ours supervises the swarm, and can end it
 
     def launch(
         self,
@@ -110,39 +110,39 @@ class ServingBackend(Located, Protocol):
         scripts: LaunchScripts,
         record: PartRecorder,
     ) -> ServingHandle:
-        """Start the endpoint and every replica; return without waiting for readiness. `scripts`:
-        those of this plan and context; they are submitted as they are.
+        """Start the endpoint and every replica; return without waiting for readiness. `scripts` are
+        those of this plan and context; they are submitted unchanged.
 
         Raises:
             PlatformError: something could not be started; what was started has been recorded.
         """
 
     def scripts(self, plan: DeploymentPlan, ctx: DeploymentContext) -> LaunchScripts:
-        """What `launch` submits. Writes nothing and starts nothing. A scheduler is asked how it
-        gives its nodes; where it does not answer, `unasked` says why, and jobs share them.
+        """The scripts that `launch` submits. Writes nothing and starts nothing. The scheduler is
+        asked how it assigns nodes; if it does not answer, `unasked` says why, and jobs share nodes.
 
         Raises:
             ConfigError: the platform cannot serve the plan.
         """
 
     def rehearse(self, plan: DeploymentPlan, scripts: LaunchScripts) -> tuple[Check, ...]:
-        """Ask the platform whether it would take this; its words, and what it warns of. Starts
-        nothing.
+        """Ask the platform whether it would accept this launch; returns its answer and its
+        warnings. Starts nothing.
 
         Raises:
-            PlatformError: it would not, or it cannot be asked.
+            PlatformError: it would refuse, or cannot be asked.
         """
 
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
-        """What `doctor` looks at on this platform. Starts nothing, raises nothing."""
+        """The checks of `doctor` on this platform. Starts nothing, raises nothing."""
 
     def checks_on_node(
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
-        """What a program of ours reports from a node, where it runs for a moment.
+        """The checks that a program of ours reports from a node, on which it runs for a moment.
 
         Raises:
-            ConfigError: the platform has no nodes of which that could be asked.
+            ConfigError: the platform has no nodes that could be checked.
             PlatformError: it could not be started, or the platform cannot be asked.
             OSError: the swarms' folder cannot be written to.
         """
@@ -154,10 +154,10 @@ class ServingBackend(Located, Protocol):
         handle: ServingHandle,
         record: PartRecorder,
     ) -> None:
-        """Bring what runs to the size of a plan that differs in it alone; idempotent.
+        """Bring the swarm to the size of a plan that differs in its size only; idempotent.
 
-        Replicas of the plan that neither run nor wait are started, those beyond it are told to
-        drain; neither is waited for.
+        Replicas of the plan that neither run nor wait are started, and those beyond it are
+        signalled to drain; the method waits for neither.
 
         Raises:
             StateError: a replica that is wanted again has not ended yet.
@@ -166,10 +166,11 @@ class ServingBackend(Located, Protocol):
         """
 
     def probe(self, handle: ServingHandle) -> Observation:
-        """What the platform says of the whole: queued, starting (it runs), stopped, failed.
+        """The state of the whole swarm on the platform: queued, starting (it runs), stopped,
+        failed.
 
-        READY means that the endpoint program and enough replica processes run, not that they
-        serve. A handle of something that never was is STOPPED.
+        READY means that the endpoint program and enough replica processes run, not that they serve.
+        A handle of something that never existed is STOPPED.
         """
 
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
@@ -184,31 +185,31 @@ class ServingBackend(Located, Protocol):
         """
 
     def address(self, handle: ServingHandle) -> EndpointAddress | None:
-        """Where the endpoint listens now; None: nowhere yet, or not any more.
+        """Where the endpoint listens now; None: not yet, or no longer.
 
-        What it returns also lies in `serving/endpoint.json`, for programs that cannot ask.
+        The address is also in `serving/endpoint.json`, for programs that cannot ask.
         """
 
     def view(self, handle: ServingHandle) -> CollectorView | None:
-        """The replicas as whoever watches them reports them; None: nothing is known yet."""
+        """The replicas as last reported; None: nothing was reported yet."""
 
     def fetch_logs(
         self, handle: ServingHandle, replicas: Sequence[int], *, follow: bool = False
     ) -> None:
-        """See that the engine logs of these replicas are files of the swarm's folder; what there
-        is none of is left out. With `follow` they go on growing as long as this process lives.
+        """Make the engine logs of these replicas files of the swarm's folder; missing logs are left
+        out. With `follow` they keep growing as long as this process lives.
 
         Raises:
-            PlatformError: the platform has them and does not give them.
+            PlatformError: the platform has them and does not return them.
         """
 
     def lost(self, handle: ServingHandle) -> str | None:
-        """Why nobody will answer at the endpoint again, whatever one waits for; None: somebody may,
-        as far as can be seen from here. Only of a swarm that was launched to its end.
+        """Why the endpoint will never answer again; None: it may, as far as can be determined from
+        here. Applies only to a swarm whose launch was completed.
         """
 
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
-        """What carries the handle's tag on the platform, recorded or not."""
+        """Everything on the platform that has the handle's tag, recorded or not."""
 
     def delete(self, handle: ServingHandle) -> None:
         """Stop everything of the handle and everything with its tag; verify. Idempotent.
@@ -219,77 +220,80 @@ class ServingBackend(Located, Protocol):
 
 
 class ComputeSpec(Record):
-    """One program that talks to a swarm's endpoint."""
+    """A program that sends requests to a swarm's endpoint."""
 
     job_id: str
     swarm: str | None
-    tag: str | None  # the swarm's; the program ends with the swarm
+    tag: str | None  # of the swarm; the program ends with it
     external_id: str | None = None
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)  # no secrets: paths of key files only
     cwd: str
     job_dir: str
-    files: tuple[str, ...] = ()  # that it reads and writes, beside its own folder: paths or URLs
+    # files that it reads and writes, besides its own folder: paths or URLs
+    files: tuple[str, ...] = ()
     resources: JobResources = JobResources()
-    continues: bool = False  # it may run once more under the same id: see `JobResources.continues`
+    # whether it may run again under the same id: see `JobResources.continues`
+    continues: bool = False
     platform_options: dict[str, Any] = field(default_factory=dict)  # the validated backend section
 
 
 class ComputeBackend(Located, Protocol):
-    """Work that talks to an endpoint."""
+    """The platform's operations for jobs of a swarm."""
 
-    appears_within_s: float  # a submission that broke off is not in `find` by then: it never will
+    # seconds after which an interrupted submission that `find` does not return never took place
+    appears_within_s: float
 
     def check(self, spec: ComputeSpec) -> None:
-        """Refuse what the platform cannot give, before anything is recorded.
+        """Refuse what the platform cannot provide, before anything is recorded.
 
         Raises:
-            ConfigError: it asks for what this platform has not.
+            ConfigError: the job asks for something that this platform lacks.
             PlatformError: the platform cannot be asked.
         """
 
     def submit(self, spec: ComputeSpec) -> JobHandle:
-        """Start the program so that it outlives the caller; its exit is recorded by a wrapper.
+        """Start the program so that it outlives the caller; a wrapper records its exit.
 
         Raises:
-            SubmissionUnknown: the platform did not answer, and may have started it. Any other
-                `SwarmError`: it certainly did not.
+            SubmissionUnknown: the platform did not answer, and may have started it. After any other
+                `SwarmError` it certainly has not.
         """
 
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
-        """The job as the platform knows it, recorded or not; None: it never ran, or has ended
-        without a trace.
+        """The job on the platform, recorded or not; None: it never ran, or has ended without a
+        trace.
         """
 
     def probe(self, handle: JobHandle) -> JobStatus:
-        """The job's own status: from its exit record first, then from the platform."""
+        """The job's own status: from its exit record, else from the platform."""
 
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
-        """The statuses of many jobs by their ids, as `probe` tells them, with as few questions to
-        the platform as it allows. One that cannot be asked for now is left out; the log says why.
+        """The statuses of many jobs by their ids, as `probe` returns them, with as few queries of
+        the platform as it allows. A job whose status is unknown now is left out; the log says why.
         """
 
     def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
-        """Why those of these jobs that wait for their turn do so, by their ids. Raises nothing:
-        what is not known is left out.
+        """Why those of these jobs that wait do so, by their ids. Raises nothing: unknown reasons
+        are left out.
         """
 
     def wait(self, handle: JobHandle, *, timeout_s: float | None = None) -> JobStatus:
-        """Block until the job has ended, or until the timeout; return its status then.
+        """Wait until the job has ended, or for the timeout; return its status then.
 
         Raises:
-            PlatformUnavailable: the platform did not answer once until then.
+            PlatformUnavailable: the platform did not answer once in that time.
         """
 
     def fetch_log(self, handle: JobHandle, *, follow: bool = False) -> None:
-        """See that what the job printed is in its log file; see `ServingBackend.fetch_logs`.
+        """Make the job's output available in its log file; see `ServingBackend.fetch_logs`.
 
         Raises:
-            PlatformError: the platform has it and does not give it.
+            PlatformError: the platform has it and does not return it.
         """
 
     def cancel(self, handle: JobHandle, *, grace_s: float = 30.0) -> None:
-        """End this job and no other: SIGTERM first, so that it flushes. Idempotent.
+        """End this job and no other: SIGTERM first, so that it can flush. Idempotent.
 
         Raises:
             PlatformError: it still runs.
@@ -306,7 +310,7 @@ def job_handle(
     process: ProcessId | None = None,
     spec: ComputeSpec | None = None,
 ) -> JobHandle:
-    """How a job of a platform is found again; `spec`: what was submitted, where that is known."""
+    """The handle of a job on a platform; `spec` is what was submitted, if that is known."""
     paths = JobPaths(Path(job_dir))
     return JobHandle(
         job_id=job_id,
@@ -324,10 +328,10 @@ def job_handle(
 
 
 def refuse_draining(left: Sequence[str]) -> None:
-    """Refuse to scale up while replicas that are wanted again have not ended.
+    """Refuse to scale up while replicas that are wanted again are still draining.
 
     Raises:
-        StateError: they have not.
+        StateError: they are.
     """
     if left:
         raise StateError(

@@ -1,4 +1,4 @@
-"""What `doctor` finds out: one record per check, and the checks that every platform shares."""
+"""Results of `doctor`: one record per check, and the checks that all platforms share."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ _INSTALL = {"vllm": "pip install vllm", "sglang": "pip install sglang"}
 
 
 class Check(Record):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: Literal["ok", "warning", "failed"]
     detail: str
-    fix: str | None = None  # what to do; None where it is well
+    fix: str | None = None  # what to do; None if the check passed
 
 
 def ok(name: str, detail: str) -> Check:
-    """It is well."""
+    """The check passed."""
     return Check(name=name, status="ok", detail=detail)
 
 
 def warning(name: str, detail: str, fix: str) -> Check:
-    """It may go wrong."""
+    """It may cause a failure."""
     return Check(name=name, status="warning", detail=detail, fix=fix)
 
 
 def failed(name: str, detail: str, fix: str) -> Check:
-    """It will go wrong."""
+    """It will cause a failure."""
     return Check(name=name, status="failed", detail=detail, fix=fix)
 
 
 def check_folder(name: str, folder: Path, setting: str = "home_directory") -> Check:
-    """Whether files can be written there, and whether there is room for some. `setting`: what
-    chooses another place.
+    """Whether files can be written to a folder, and whether there is room for some. `setting` is
+    the key that chooses another folder.
     """
     existing = next(one for one in (folder, *folder.parents) if one.exists())
     if not existing.is_dir():
         return failed(name, f"{existing} is no folder", f"Move it away, or set another {setting}.")
-    try:  # asked of the disk itself: rights may be another machine's to judge, room a quota's
+    try:  # tried on the disk itself: permissions and quotas may be enforced by another machine
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".domyn-swarm-") as file:
             file.write(b"0" * _TRIED_BYTES)
             file.flush()
@@ -79,8 +79,8 @@ def _owner(path: Path) -> str:
 
 
 def resolves(host: str) -> bool:
-    """Whether this machine knows an address for a name; a resolver that does not answer now says
-    nothing against it.
+    """Whether this machine resolves a name; a resolver that does not answer now is no evidence
+    against it.
     """
     try:
         socket.getaddrinfo(host, None)
@@ -92,7 +92,7 @@ def resolves(host: str) -> bool:
 
 
 def check_private(name: str, path: Path, holds: str) -> Check:
-    """Whether nobody else may read what lies there."""
+    """Whether only the owner can read the files at a path."""
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
         wanted = "700" if path.is_dir() else "600"
@@ -102,7 +102,7 @@ def check_private(name: str, path: Path, holds: str) -> Check:
 
 
 def check_model(plan: DeploymentPlan) -> Iterator[Check]:
-    """A model that is a path must be there; others are the hub's."""
+    """A model that is a path must exist; any other is a name of the hub."""
     model = plan.model
     if not model.startswith(("/", "~", ".")):
         yield ok("model", f"{model}: a name, which the engine finds or fetches")
@@ -113,7 +113,7 @@ def check_model(plan: DeploymentPlan) -> Iterator[Check]:
 
 
 def check_engine(plan: DeploymentPlan, python: str | None) -> Iterator[Check]:
-    """Whether the engine's package is installed; `python`: of another environment."""
+    """Whether the engine's package is installed; `python` is that of another environment."""
     module = engine_module(plan.engine)
     if module is None:
         yield ok("engine", f"{plan.engine}: nothing to install")
@@ -133,8 +133,8 @@ def check_engine(plan: DeploymentPlan, python: str | None) -> Iterator[Check]:
 
 
 def refuse_uninstalled(plan: DeploymentPlan) -> None:
-    """Refuse an engine that is to run in this environment, and is not in it. Where its own
-    environment is set otherwise, nothing is known before it starts.
+    """Refuse an engine that would run in this environment and is not installed in it. An engine
+    with an environment of its own cannot be checked before it starts.
 
     Raises:
         ConfigError: it is not installed.
@@ -147,7 +147,7 @@ def refuse_uninstalled(plan: DeploymentPlan) -> None:
 
 
 def engine_module(engine: str) -> str | None:
-    """What must be importable for an engine to start; None: nothing to install."""
+    """The module that must be importable for an engine to start; None: nothing to install."""
     return _MODULES.get(engine)
 
 

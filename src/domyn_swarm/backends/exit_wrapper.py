@@ -1,13 +1,12 @@
-"""Runs one program and writes down how it ended: the first truth about a job.
+"""Runs one program and records how it ended: the authoritative source of a job's status.
 
     python -m domyn_swarm.backends.exit_wrapper [--time-limit=S] EXIT_FILE CWD -- PROGRAM [ARG …]
 
-SIGTERM and SIGINT are handed on; when its time is up the program is told to end, and killed a
-minute later. The record (`model.ExitRecord`) appears whole or not at all;
-then a webhook is told where the swarm has one, and
-the wrapper ends the same way as the program. What the wrapper writes is private; the program gets
-the umask that the job was started with, so that its outputs are as readable as its user's files
-are. Imports nothing heavy: it runs beside every job.
+SIGTERM and SIGINT are forwarded; when its time is up the program receives SIGTERM, and SIGKILL a
+minute later. The record (`model.ExitRecord`) is written atomically; then the swarm's webhook, if it
+has one, is notified, and the wrapper ends the same way as the program. Files of the wrapper are
+private; the program gets the umask that the job was started with, so that its outputs are as
+readable as its user's other files. Imports nothing heavy: it runs beside every job.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from domyn_swarm.temporary import settle_temporary_folder
 _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
 _AFTER_LIMIT_S = 60.0
-_OF_WARNING = 0.75  # of the time from the warning to the end, for the program to end in
-_TRIES, _REST_S = 10, 1.0  # to write how it ended: a disk may be full for a moment
+_OF_WARNING = 0.75  # of the time from the warning to the limit, for the program to end in
+_TRIES, _REST_S = 10, 1.0  # for writing the record: a disk may be full for a moment
 
 
 def main(arguments: Sequence[str], umask: int) -> int:
-    """Run the program with that umask; return its exit code, 128 + the number for a signal."""
+    """Run the program with that umask; return its exit code, or 128 + the number of a signal."""
     limit_s = 0.0
     if arguments and arguments[0].startswith(_LIMIT):
         limit_s, arguments = float(arguments[0].removeprefix(_LIMIT)), arguments[1:]
@@ -53,14 +52,16 @@ def main(arguments: Sequence[str], umask: int) -> int:
 
 
 class ProgramRun:
-    """One run of a job's program, and the record of its end. Takes the signals of this process."""
+    """One run of a job's program, and the record of its end. Installs signal handlers in this
+    process.
+    """
 
     def __init__(self, paths: JobPaths, warned_s: float = 0.0) -> None:
-        """`warned_s`: how long before the end of its time the scheduler warns, within a part of
-        which the program has to end; 0: it may take what is left.
+        """`warned_s`: how long before the time limit the scheduler warns; the program must end
+        within a part of that. 0: it may take all the time that is left.
         """
         self._began = datetime.now(UTC)
-        self._told: list[int] = []  # every signal so far
+        self._told: list[int] = []  # all signals so far
         self._exit_path = paths.exit
         self._warned_s = warned_s
         self._child: subprocess.Popen[bytes] | None = None
@@ -75,8 +76,8 @@ class ProgramRun:
             self._child.send_signal(_meaning(self._told))
 
     def run(self, folder: str, program: Sequence[str], umask: int, limit_s: float) -> int:
-        """To the program's end, which is written down; its exit code, 128 + the number for a
-        signal. `limit_s` 0: without a limit.
+        """Run the program to its end and record it; return its exit code, or 128 + the number of a
+        signal. `limit_s` 0: no limit.
         """
         signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
         try:
@@ -86,7 +87,7 @@ class ProgramRun:
             self.record(127)
             return 127
         self._child = child
-        if self._told:  # before there was a program to tell
+        if self._told:  # before the program was started
             child.send_signal(_meaning(self._told))
         code = child.wait()
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -95,28 +96,28 @@ class ProgramRun:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to end: by somebody, or by a scheduler that ends its job."""
+        """Whether it was signalled to end: by a user, or by a scheduler that ends its job."""
         return signal.SIGTERM in self._told or signal.SIGINT in self._told
 
     @property
     def warned(self) -> bool:
-        """Whether the scheduler has warned that its time will be up."""
+        """Whether the scheduler has warned that the time limit is near."""
         return signal.SIGUSR1 in self._told
 
     @property
     def timed_out(self) -> bool:
-        """Whether its time was up, or the scheduler had warned that it will be."""
+        """Whether its time was up, or the scheduler had warned of that."""
         return self.warned or signal.SIGALRM in self._told
 
     def record(self, code: int, *, timed_out: bool | None = None) -> None:
-        """Write down how it ended: as `subprocess` has it, a signal is negative."""
+        """Record how it ended: as in `subprocess`, a signal is negative."""
         timed_out = self.timed_out if timed_out is None else timed_out
         _record(self._exit_path, code, self._began, timed_out=timed_out, stopped=self.stopped)
 
 
 def _meaning(told: Sequence[int]) -> int:
-    """What the program is sent: SIGUSR1, the scheduler's warning, and SIGALRM, the end of its time,
-    mean SIGTERM to it, and who is asked to end for the second time is killed.
+    """The signal that the program receives: SIGTERM for SIGUSR1, the scheduler's warning, and for
+    SIGALRM, the end of its time; SIGKILL at the second request to end.
     """
     warned = signal.SIGUSR1 in told
     if max(told.count(signal.SIGTERM), told.count(signal.SIGALRM) + warned) > 1:
@@ -125,8 +126,8 @@ def _meaning(told: Sequence[int]) -> int:
 
 
 def _prepare() -> None:
-    """Should the wrapper be killed, the program is told to finish: nothing runs unwatched. The
-    warning, which Slurm sends to every process of a step, is the wrapper's to understand.
+    """If the wrapper is killed, the program receives SIGTERM: nothing runs without a record of its
+    end. The warning, which Slurm sends to every process of a step, is handled by the wrapper.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
@@ -156,12 +157,14 @@ def _record(
             time.sleep(_REST_S)
         else:
             return
-    with contextlib.suppress(OSError):  # the exit code is all that is left to say it
+    with contextlib.suppress(OSError):  # only the exit code can report it
         print(f"cannot write {path}: {problem}", file=sys.stderr)  # noqa: T201 - the job's log
 
 
 def tell_end(paths: JobPaths) -> None:
-    """Tell the swarm's webhook, if it has one. The job has ended: who ends us now may."""
+    """Notify the swarm's webhook, if it has one. The job has ended: from now on signals end this
+    process.
+    """
     try:
         told = json.loads(paths.notify.read_text("utf-8"))
         record = paths.exit.read_text("utf-8")
@@ -195,7 +198,7 @@ def tell_end(paths: JobPaths) -> None:
 
 
 def _result(paths: JobPaths) -> dict[str, Any]:
-    """The worker's own account; nothing where it was killed, or is a program of the user's."""
+    """The worker's result; nothing if it was killed, or is a user's own program."""
     try:
         found: dict[str, Any] = json.loads(paths.result.read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,7 @@
 """What every second of a replica was used for. Pure: no clock, no file, no socket.
 
 Times are seconds since the epoch. `classify` divides the whole time of each allocation: its spans
-follow each other without a gap and without an overlap, whatever is known. What is not known is
-`UNKNOWN`, never guessed.
+follow each other without gaps or overlaps. Time without data is `UNKNOWN`, never guessed.
 """
 
 from __future__ import annotations
@@ -14,19 +13,20 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
 
-BEAT_S = 60.0  # a watchdog writes at least so often
-_HOLDS_S = 2 * BEAT_S  # what it wrote is believed for so long
-LATE_BEATS = 3  # a watchdog that gave a sign of life so lately still lives, as far as is known
+BEAT_S = 60.0  # longest interval between two lines of a watchdog
+_HOLDS_S = 2 * BEAT_S  # how long a line is valid
+LATE_BEATS = 3  # a watchdog with a more recent sign of life is assumed to live
 
 
 class Use(StrEnum):
-    """What a replica's time went to. `QUEUED` alone is time without GPUs."""
+    """What a replica's time was used for. Only `QUEUED` is time without GPUs."""
 
     QUEUED = "queued"  # wanted, and without an allocation
     STARTING = "starting"
     WORKING = "working"  # requests are in the engine
-    REPEATED = "repeated"  # requests that had been asked before: retries, lost in flight
-    ROWS_WAIT = "idle_rows_waiting"  # ready and empty, and a job has rows that nobody works on
+    REPEATED = "repeated"  # repeated requests: retries, lost in flight
+    # ready and empty, while a job has rows that no replica works on
+    ROWS_WAIT = "idle_rows_waiting"
     NO_WORK = "idle_without_work"
     DRAINING = "draining"
     DEAD = "dead"  # its engine has ended, or does not answer
@@ -42,16 +42,16 @@ ENDPOINT_AWAY = "endpoint away"
 LIMIT_TOO_LOW = "limit too low"
 BACK_OFF = "back-off"
 DRIVER_AWAY = "driver away"
-ROWS_ALONE = "rows asked alone"  # engines died under them
+ROWS_ALONE = "rows asked alone"  # rows whose requests may have crashed engines
 NOT_SENT = "not sent yet"
-# Of a start: what comes before the engine's own phases
+# Phases of a start before the engine's own
 PULL, LAUNCH = "pull", "launch"
-# Why nothing is known
+# Reasons of UNKNOWN
 SILENT, NO_GAUGES = "nobody wrote", "no gauges"
 
 
 class Allocation(NamedTuple):
-    """GPUs that the platform gave to one replica, once. `end` None: it goes on."""
+    """GPUs that the platform allocated to one replica, once. `end` None: still allocated."""
 
     begin: float
     end: float | None
@@ -60,14 +60,14 @@ class Allocation(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What a watchdog wrote: it holds until the next one."""
+    """A line of a watchdog: it is valid until the next one."""
 
     at: float
     state: str
-    phase: str = ""  # of a start, by the engine's log
-    busy: bool | None = None  # None: the engine does not say
-    joules: float | None = None  # used from the watchdog's first reading of power
-    joules_at: float = 0.0  # until this one
+    phase: str = ""  # phase of a start, from the engine's log
+    busy: bool | None = None  # None: the engine does not report it
+    joules: float | None = None  # energy since the watchdog's first reading of power
+    joules_at: float = 0.0  # time of that reading
 
 
 class Watch(NamedTuple):
@@ -75,17 +75,17 @@ class Watch(NamedTuple):
 
     incarnation: str
     began: float
-    alive_until: float  # it was alive then
-    notes: tuple[Note, ...]  # in the order of time
-    beat_s: float = 5.0  # it gives a sign of life so often
+    alive_until: float  # last sign of life
+    notes: tuple[Note, ...]  # ordered by time
+    beat_s: float = 5.0  # interval of its signs of life
 
     def lives(self, now: float) -> bool:
-        """Whether it still does, as far as is known."""
+        """Whether it is assumed to be alive."""
         return not self.over and now - self.alive_until <= LATE_BEATS * self.beat_s
 
     @property
     def over(self) -> bool:
-        """Whether its engine has ended for good, or as it was told."""
+        """Whether its engine has ended permanently, or on request."""
         return bool(self.notes) and self.notes[-1].state in ("exited", "failed")
 
 
@@ -97,7 +97,7 @@ class Asking(NamedTuple):
     job: str
     in_flight: int = 0
     waits: str | None = None  # why its rows wait; None: none do
-    repeated: float = 0.0  # the share of its requests that had been asked before
+    repeated: float = 0.0  # the share of its requests that are repeated
 
 
 class Demand(NamedTuple):
@@ -105,12 +105,13 @@ class Demand(NamedTuple):
 
     begin: float
     end: float
-    shares: tuple[tuple[str, float, float], ...] = ()  # job, its share, what of that is repeated
+    # job, its share, its share of repeated requests
+    shares: tuple[tuple[str, float, float], ...] = ()
     waiting: tuple[str, str] | None = None  # a job whose rows wait, and why
 
 
 class Span(NamedTuple):
-    """What a replica's time from `begin` to `end` went to."""
+    """The use of a replica's time from `begin` to `end`."""
 
     begin: float
     end: float
@@ -121,12 +122,12 @@ class Span(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of the replica."""
+        """The replica's seconds."""
         return self.end - self.begin
 
 
 def gpu_seconds(allocations: Iterable[Allocation], since: float, until: float) -> float:
-    """GPU-seconds that allocations hold between two moments; those that go on, until `until`."""
+    """GPU-seconds that allocations hold between two moments; current ones count up to `until`."""
     return sum(
         one.gpus
         * max(0.0, min(until, math.inf if one.end is None else one.end) - max(since, one.begin))
@@ -135,8 +136,8 @@ def gpu_seconds(allocations: Iterable[Allocation], since: float, until: float) -
 
 
 def demand(asking: Iterable[Asking]) -> list[Demand]:
-    """What all jobs together want over time, in the order of time; nothing where none is at work.
-    Of several jobs whose rows wait, the first by its name gives the cause.
+    """The demand of all jobs together over time, ordered by time; empty if no job runs. If rows of
+    several jobs wait, the first job by name gives the cause.
     """
     known = sorted(
         (one for one in asking if one.end > one.begin),
@@ -174,13 +175,13 @@ def classify(
     wanted: Sequence[Demand],
     now: float,
 ) -> list[Span]:
-    """What each moment of one replica's allocations was used for.
+    """The use of each moment of one replica's allocations.
 
     Args:
-        allocations: in the order of time, none of which overlaps another.
-        watches: of its watchdogs, in the order of time.
-        wanted: what the swarm's jobs wanted over time; see `demand`.
-        now: where allocations end that go on.
+        allocations: ordered by time, without overlaps.
+        watches: of its watchdogs, ordered by time.
+        wanted: the demand of the swarm's jobs over time; see `demand`.
+        now: where current allocations end.
     """
     found: list[Span] = []
     starts = [one.begin for one in wanted]
@@ -200,9 +201,9 @@ def queued(
     """The time in which a replica was wanted and had no allocation.
 
     Args:
-        wanted: from when until when it was.
-        allocations: in the order of time.
-        failed: it ended for good, so that after the last allocation none is waited for.
+        wanted: when it was wanted: pairs of begin and end.
+        allocations: ordered by time.
+        failed: it ended permanently, so no time after the last allocation counts.
     """
     found = []
     last = max((math.inf if one.end is None else one.end for one in allocations), default=-math.inf)
@@ -223,7 +224,7 @@ _GONE = Note(0.0, "gone")
 
 
 def _states(begin: float, end: float, live: bool, watches: Sequence[Watch]) -> Iterator[_Part]:
-    """The states of a replica from `begin` to `end`, one after the other; None: not known."""
+    """The states of a replica from `begin` to `end`, in sequence; None: not known."""
     cursor, before = begin, None
     for watch in watches:
         if watch.began >= end or max(watch.alive_until, watch.began) < begin:
@@ -245,7 +246,7 @@ def _states(begin: float, end: float, live: bool, watches: Sequence[Watch]) -> I
 
 
 def _joined(parts: Iterable[_Part]) -> Iterator[_Part]:
-    """The same with neighbours of one state made one: most notes only repeat the one before."""
+    """The same with adjacent equal states merged: most lines only repeat the one before."""
     last: _Part | None = None
     for part in parts:
         if last is None:
@@ -264,7 +265,7 @@ def _kind(note: Note | None) -> tuple[str, str, bool | None] | None:
 
 
 def _of_watch(watch: Watch, begin: float, end: float) -> Iterator[_Part]:
-    """From `begin` on, or the first note, until the watchdog's last sign of life."""
+    """From `begin`, or the first line, until the watchdog's last sign of life."""
     until = min(end, watch.alive_until)
     following = [*(note.at for note in watch.notes[1:]), until]
     cursor = begin
@@ -286,7 +287,7 @@ def _of_watch(watch: Watch, begin: float, end: float) -> Iterator[_Part]:
 
 
 def _between(before: Watch | None, *, followed: bool) -> Note | None:
-    """What a replica is whose watchdog has ended, and whose next one, if any, has not begun."""
+    """The state of a replica between the end of its watchdog and the begin of the next, if any."""
     if before is None:
         return _STARTS
     last = before.notes[-1] if before.notes else None
@@ -298,7 +299,9 @@ def _between(before: Watch | None, *, followed: bool) -> Note | None:
 def _spans(
     begin: float, end: float, note: Note | None, wanted: Sequence[Demand], at: int
 ) -> Iterator[Span]:
-    """One state of a replica, by what the jobs wanted meanwhile: `wanted` from `at` on."""
+    """Spans of one state of a replica, divided by the demand of the jobs, which starts at
+    `wanted[at]`.
+    """
     if note is None or note.state != "ready":
         busy = note is not None and note.state == "unhealthy" and note.busy
         if not busy:
@@ -345,13 +348,13 @@ def _ready(begin: float, end: float, note: Note | None, one: Demand | None) -> I
             job, cause = one.waiting
             yield Span(begin, end, Use.ROWS_WAIT, cause, job)
     elif one is None or not one.shares:
-        yield Span(begin, end, Use.WORKING)  # for clients that are no jobs of the swarm
+        yield Span(begin, end, Use.WORKING)  # for clients other than the swarm's jobs
     else:
         yield from _shared(begin, end, one.shares)
 
 
 def _shared(begin: float, end: float, shares: Sequence[tuple[str, float, float]]) -> Iterator[Span]:
-    """Time at work, given to jobs by their shares of the requests in flight."""
+    """Time at work, divided among jobs by their shares of the requests in flight."""
     parts = [
         (part, use, job)
         for job, share, repeated in shares
@@ -369,7 +372,7 @@ def _shared(begin: float, end: float, shares: Sequence[tuple[str, float, float]]
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """The same with neighbours of one kind made one."""
+    """The same with adjacent spans of one kind merged."""
     found: list[Span] = []
     for one in spans:
         if one.end <= one.begin:

@@ -1,4 +1,4 @@
-"""Which GPUs of a node belong to which of its replicas."""
+"""Assigns a node's GPUs to its replicas."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import NamedTuple
 from domyn_swarm.errors import PlatformError, quantity
 
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
-_MOST = 64  # GPUs of a machine that does not say how many it has
+_MOST = 64  # assumed GPUs of a machine that does not report their number
 _ASK_TIMEOUT_S = 30.0
 
 
 def visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
-    """The environment with a replica's own slice of this node's GPUs, or of those that the
-    scheduler left visible; `replica` counts on this node.
+    """The environment with a replica's own share of this node's GPUs, or of those that the
+    scheduler left visible; `replica` is its index on this node.
 
     Raises:
         PlatformError: too few are visible.
@@ -42,19 +42,19 @@ def visible_gpus(gpus_per_replica: int, replica: int) -> dict[str, str]:
 
 
 class HeldGpus(NamedTuple):
-    """GPUs that nobody else of this user's is given."""
+    """GPUs that no other process of this user is given."""
 
     env: dict[str, str]
-    files: tuple[int, ...]  # open: they are held until no process has these any more
+    files: tuple[int, ...]  # open files: the GPUs are held until no process has these open
 
 
 @contextlib.contextmanager
 def held_gpus(
     gpus_per_replica: int, replicas: Iterable[int], swarm: str
 ) -> Iterator[dict[int, HeldGpus]]:
-    """For each of these replicas so many of this machine's GPUs that no other replica of any swarm
-    has, of those that the caller left visible. They are held for the body, and beyond it by the
-    processes that got the files in it.
+    """For each of these replicas this many GPUs of this machine, of those that the caller left
+    visible, that no replica of another swarm has. They are held during the body, and beyond it by
+    processes that inherit the files.
 
     Raises:
         PlatformError: too few are free; none is held.
@@ -66,7 +66,7 @@ def held_gpus(
 
     folder, devices = lock_folder(), _devices()
     with contextlib.ExitStack() as stack:
-        with _turn(folder):  # else two swarms may keep each other from what would do for one
+        with _turn(folder):  # else two swarms could each hold GPUs that the other needs
             found = {
                 replica: _take(gpus_per_replica, replica, devices, folder, stack)
                 for replica in replicas
@@ -101,7 +101,7 @@ def _take(
 
 
 def gpus_here() -> int | None:
-    """How many GPUs this machine says that it has; None: it does not say."""
+    """The number of GPUs that this machine reports; None: it reports none."""
     if shutil.which("nvidia-smi") is None:
         return None
     try:
@@ -119,7 +119,7 @@ def gpus_here() -> int | None:
 
 
 def _allowed() -> list[str] | None:
-    """What the scheduler or the caller left visible; None: whatever there is."""
+    """The GPUs that the scheduler or the caller left visible; None: all."""
     words = os.environ.get(_VARIABLE)
     return None if words is None else [word.strip() for word in words.split(",") if word.strip()]
 

@@ -1,4 +1,4 @@
-"""The end of a job: waiting for it, the wrapper that records it, and reading that record."""
+"""The end of a job: the wait for it, the wrapper that records it, and the reader of that record."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def wait_for_end(
     every_s: float,
     clock: Clock = time,
 ) -> JobStatus:
-    """`ComputeBackend.wait`, by asking for the job's status every so many seconds. A platform that
-    does not answer is asked again.
+    """`ComputeBackend.wait`, by polling the job's status at an interval. A platform that does not
+    answer is asked again.
 
     Raises:
-        PlatformUnavailable: it did not answer once until the time was up.
+        PlatformUnavailable: it did not answer once within the time.
     """
     status: JobStatus | None = None
     away = PlatformUnavailable("the platform was not asked")
@@ -58,18 +58,18 @@ def wait_for_end(
 def probe_each(
     probe: Callable[[JobHandle], JobStatus], handles: Sequence[JobHandle]
 ) -> dict[str, JobStatus]:
-    """`ComputeBackend.probe_all` where the platform is asked for each job by itself."""
+    """`ComputeBackend.probe_all` for platforms that are asked for each job separately."""
     found = {}
     for handle in handles:
         try:
             found[handle.job_id] = probe(handle)
         except PlatformError as error:
-            _log.warning("%s cannot be asked for: %s", handle.job_id, error.message)
+            _log.warning("the status of %s is not known: %s", handle.job_id, error.message)
     return found
 
 
 def exit_wrapper(python: str, spec: ComputeSpec, argv: Sequence[str]) -> list[str]:
-    """The command that runs a job's program under the wrapper that writes down how it ended."""
+    """The command that runs a job's program under the wrapper that records how it ended."""
     limit_s = spec.resources.shortest_limit_s
     return [
         *(python, "-m", "domyn_swarm.backends.exit_wrapper"),
@@ -79,8 +79,8 @@ def exit_wrapper(python: str, spec: ComputeSpec, argv: Sequence[str]) -> list[st
 
 
 def read_tail(path: Path, begin: int = 0) -> str:
-    """The end of a log, as far as it says why something ended; nothing where there is none. What
-    was written before the byte `begin` is left out.
+    """The end of a log, as far back as it may explain an end; empty if there is no log. Output
+    before the byte offset `begin` is left out.
     """
     try:
         with path.open("rb") as file:
@@ -91,7 +91,7 @@ def read_tail(path: Path, begin: int = 0) -> str:
 
 
 def read_exit(path: Path) -> ExitRecord | None:
-    """What the wrapper around a job's program wrote at its end; None while there is nothing."""
+    """The exit record of a job's wrapper; None while it does not exist."""
     try:
         return ExitRecord.model_validate_json(path.read_text("utf-8"))
     except FileNotFoundError:

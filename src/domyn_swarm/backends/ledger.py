@@ -1,6 +1,6 @@
-"""Which swarms there were, and how many replicas they wanted: kept outside of their folders.
+"""The swarms of a home, and how many replicas each wanted over time: kept outside their folders.
 
-The other half of the ledger is what their programs wrote in those: `ledger_files`.
+The other half of the ledger is written by their programs inside the folders: `ledger_files`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from domyn_swarm.paths import SwarmPaths, home, private_dir, private_file, write
 
 
 class SwarmEntry(Record):
-    """A swarm that there is or was: `swarm.json` in its folder of `ledgers_dir`."""
+    """An existing or former swarm: `swarm.json` in its folder of `ledgers_dir`."""
 
     schema_version: Literal[1] = 1
     tag: str
     name: str
     backend: str
-    user: str  # whose processes its programs are
+    user: str  # the place of its processes
     swarm_dir: str
     model: str
     gpus_per_replica: int
@@ -32,22 +32,22 @@ class SwarmEntry(Record):
 
 
 def ledgers_dir() -> Path:
-    """What every swarm's GPUs were used for: outside every swarm, so that it outlives them."""
+    """The folder of all ledgers: outside every swarm, so that it outlives them."""
     return home() / "ledger"
 
 
 def written_folder(paths: SwarmPaths, tag: str) -> Path:
-    """Where the programs of the swarm of this tag write."""
+    """The folder that the programs of the swarm of this tag write to."""
     return paths.root / "ledger" / tag
 
 
 def entry_folder(tag: str) -> Path:
-    """Where the entry of a swarm is, and what is kept of it once it is over."""
+    """The folder of a swarm's entry, which stays when the swarm is over."""
     return ledgers_dir() / tag
 
 
 def enter(entry: SwarmEntry, replicas: int) -> None:
-    """Enter a swarm that is about to be launched with so many replicas.
+    """Add the entry of a swarm that is about to be launched with so many replicas.
 
     Raises:
         OSError: it cannot be written.
@@ -58,8 +58,8 @@ def enter(entry: SwarmEntry, replicas: int) -> None:
 
 
 def want(tag: str, replicas: int | Collection[int], at: datetime | None = None) -> None:
-    """Note that from now on a swarm wants so many replicas, or these; 0: it has ended. A swarm of
-    an earlier version has no entry, and gets none.
+    """Record that a swarm wants this number of replicas, or these ones, from now on; 0: it has
+    ended. A swarm of an earlier version has no entry, and gets none.
 
     Raises:
         OSError: it cannot be written.
@@ -68,8 +68,8 @@ def want(tag: str, replicas: int | Collection[int], at: datetime | None = None) 
 
 
 def note_wanted(folder: Path, replicas: int | Collection[int], at: datetime | None = None) -> None:
-    """`want`, where the folder of the swarm's entry is known: on a node, whose environment may
-    name another home.
+    """`want` with the folder of the swarm's entry given: for nodes, whose environment may set
+    another home.
 
     Raises:
         OSError: it cannot be written.
@@ -83,8 +83,8 @@ def note_wanted(folder: Path, replicas: int | Collection[int], at: datetime | No
 
 
 def entries(unread: list[str] | None = None) -> list[SwarmEntry]:
-    """Every swarm of this home that was ever entered, the oldest first. Of an entry that cannot be
-    read, `unread` gets which and why.
+    """Every swarm that was ever entered in this home, the oldest first. For an entry that cannot be
+    read, a message is added to `unread`.
     """
     found = []
     try:
@@ -110,8 +110,8 @@ class _Wanted(msgspec.Struct):
 
 
 def wanted(tag: str, now: float) -> dict[int, list[tuple[float, float]]]:
-    """From when until when each replica of a swarm was wanted. Lines that were cut off, or are
-    none of ours, are left out.
+    """From when until when each replica of a swarm was wanted. Truncated and foreign lines are left
+    out.
     """
     found: dict[int, list[tuple[float, float]]] = {}
     lines = _wanted_lines(entry_folder(tag) / "wanted.jsonl")

@@ -1,9 +1,9 @@
-"""What a swarm's programs wrote of their replicas' time: read, and made into allocations.
+"""The records of a swarm's programs about their replicas' time, read and combined into allocations.
 
 Each watchdog appends to a file of its own replica, in the swarm's folder: a line when it begins,
-one for each change, one a minute, and the file's time is its last sign of life. On Slurm each task
-appends when its allocation began and ended. So the ledger is whole whatever was killed, the
-collector included.
+one for each change, one a minute; the file's modification time is its last sign of life. On Slurm
+each task appends when its allocation began and ended. So the ledger is complete whatever process
+was killed, including the collector.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from domyn_swarm.backends import gpu_time
 from domyn_swarm.backends.gpu_time import Allocation, Note, Watch
 
 _FILE = re.compile(r"^(replica|task)-(\d+)\.jsonl$")
-_GRAIN_S = 1.0  # a watchdog's begin is known to a tick, and its task's may be a whole second
-_SAME_RUN_S = 60.0  # what a task and its scheduler say of one start
+_GRAIN_S = 1.0  # a watchdog's begin is exact to a tick, its task's to a second
+_SAME_RUN_S = 60.0  # difference of a start's time between task and scheduler
 
 
 class TaskRun(NamedTuple):
-    """One allocation of a task of Slurm's, with the replicas in it."""
+    """One allocation of a Slurm task, with the replicas in it."""
 
     job: str  # the task's id, `17_0`
     began: float
@@ -34,10 +34,10 @@ class TaskRun(NamedTuple):
 
 
 class PlatformTimes(NamedTuple):
-    """What a scheduler says of jobs by their ids."""
+    """A scheduler's times of jobs, by their ids."""
 
-    runs: Mapping[str, Sequence[tuple[float, float | None]]]  # from, to; None: it goes on
-    live: frozenset[str] | None = None  # jobs that run; None: it could not be asked
+    runs: Mapping[str, Sequence[tuple[float, float | None]]]  # begin, end; None: it still runs
+    live: frozenset[str] | None = None  # running jobs; None: it could not be asked
 
 
 NOTHING = PlatformTimes({})
@@ -46,14 +46,14 @@ NOTHING = PlatformTimes({})
 class Written(NamedTuple):
     """All files of a swarm's ledger."""
 
-    watches: Mapping[int, tuple[Watch, ...]]  # of each replica, in the order of time
-    gpus: Mapping[int, int]  # of each replica
-    tasks: Sequence[TaskRun]  # in the order of time; none where no scheduler starts replicas
+    watches: Mapping[int, tuple[Watch, ...]]  # by replica, ordered by time
+    gpus: Mapping[int, int]  # by replica
+    tasks: Sequence[TaskRun]  # ordered by time; empty if no scheduler starts replicas
 
 
 def read(folder: Path, *, notes: bool = True) -> Written:
-    """What a swarm's programs wrote; lines that were cut off are left out. Without `notes` it is
-    what allocations are made of, and no more.
+    """Read the records of a swarm's programs; truncated lines are left out. Without `notes` only
+    the parts from which allocations are built are read.
     """
     watches: dict[int, tuple[Watch, ...]] = {}
     gpus: dict[int, int] = {}
@@ -75,7 +75,7 @@ def read(folder: Path, *, notes: bool = True) -> Written:
 
 
 def size_bytes(folder: Path) -> int:
-    """How much there is to be read."""
+    """The size of the files in bytes."""
     try:
         return sum(one.stat().st_size for one in os.scandir(folder))
     except OSError:
@@ -83,11 +83,11 @@ def size_bytes(folder: Path) -> int:
 
 
 class _Line(msgspec.Struct):
-    """Of a watchdog: its first one has `began`, all others have `at`."""
+    """A watchdog's line: the first one has `began`, all others have `at`."""
 
     inc: str
     began: float | None = None
-    before: float | None = None  # the last sign of life of the watchdog before
+    before: float | None = None  # last sign of life of the previous watchdog
     gpus: int = 0
     beat: float = 5.0
     at: float = 0.0
@@ -99,20 +99,20 @@ class _Line(msgspec.Struct):
 
 
 class _Process:
-    """A watchdog as its lines are read."""
+    """A watchdog while its lines are read."""
 
     def __init__(self, first: _Line, began: float) -> None:
         self.first, self.began, self.alive_until = first, began, began
         self.notes: list[Note] = []
 
     def watch(self) -> Watch:
-        """All that is known of it."""
+        """Everything read of it."""
         notes = tuple(self.notes)
         return Watch(self.first.inc, self.began, self.alive_until, notes, self.first.beat)
 
 
 def _watches(path: Path, *, notes: bool) -> tuple[tuple[Watch, ...], int]:
-    """Without `notes` only the last one of each watchdog, which is soon read."""
+    """Without `notes`, only the last line of each watchdog is read, which is fast."""
     found: dict[str, _Process] = {}
     last: _Process | None = None
     try:
@@ -149,7 +149,7 @@ def _watch_lines(content: bytes, *, notes: bool) -> Iterator[_Line]:
 
 
 class _TaskLine(msgspec.Struct):
-    """Of a task: its first one has `began`, the others `ended`."""
+    """A task's line: the first one has `began`, the others `ended`."""
 
     job: str = ""
     began: float | None = None
@@ -185,10 +185,10 @@ def _tasks(path: Path) -> Iterator[TaskRun]:
 def allocations(
     written: Written, now: float, told: PlatformTimes = NOTHING
 ) -> dict[int, list[Allocation]]:
-    """From when until when each replica had its GPUs, in the order of time.
+    """From when until when each replica had its GPUs, ordered by time.
 
-    The scheduler's word counts before the task's. An allocation whose end nobody told lasted as
-    long as its watchdogs gave signs of life.
+    The scheduler's times take precedence over the task's. An allocation whose end was not recorded
+    lasted as long as its watchdogs gave signs of life.
     """
     found: dict[int, list[Allocation]] = {replica: [] for replica in written.gpus}
     if not written.tasks and not told.runs:
@@ -207,7 +207,7 @@ def _of_process(one: Watch, gpus: int, now: float) -> Allocation:
 
 
 def _runs(written: Written, told: PlatformTimes) -> Iterator[TaskRun]:
-    """Each run of a task once: as the scheduler tells it, where it does."""
+    """Each run of a task once, with the scheduler's times where it has them."""
     replicas = {one.job: one.replicas for one in written.tasks}
     for run in written.tasks:
         if run.job not in told.runs:
@@ -226,7 +226,7 @@ def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> 
     if run.ended is not None:
         return run.ended
     if run.job in (told.runs if told.live is None else told.live):
-        return None  # accounting hears of an end later than the queue
+        return None  # accounting receives an end later than the queue
     later = [
         one.began
         for one in written.tasks
@@ -241,7 +241,7 @@ def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> 
 
 
 def _apart(spans: Iterable[Allocation]) -> list[Allocation]:
-    """In the order of time, none of which overlaps the one before."""
+    """Ordered by time, and cut so that none overlaps the one before."""
     found: list[Allocation] = []
     for one in sorted(spans, key=lambda one: one.begin):
         if found:
@@ -253,8 +253,8 @@ def _apart(spans: Iterable[Allocation]) -> list[Allocation]:
 
 
 def gpu_seconds(folder: Path, since: float, until: float) -> float:
-    """GPU-seconds that a swarm's replicas held between two moments (seconds since the epoch), by
-    what its programs wrote into `ledger.written_folder`. No scheduler is asked. Blocking.
+    """GPU-seconds that a swarm's replicas held between two moments (seconds since the epoch), from
+    the files in `ledger.written_folder`. No scheduler is asked. Blocking.
     """
     own = allocations(read(folder, notes=False), until)
     return sum(gpu_time.gpu_seconds(spans, since, until) for spans in own.values())

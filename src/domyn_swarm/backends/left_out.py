@@ -1,5 +1,5 @@
-"""Nodes on which replicas of a swarm ended again and again as they started: for an hour none is
-started there. The endpoint program keeps them in a file; `status` shows them.
+"""Nodes on which replicas of a swarm ended repeatedly while they started: no replica is started
+there for an hour. The endpoint program keeps them in a file; `status` shows them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ LEFT_OUT_S = 3600.0
 
 
 class LeftOut(Record):
-    """A node, and which replica left it, why."""
+    """A node, the replica that left it, and why."""
 
     node: str
     replica: int
-    job: str  # the platform's, that ended there
+    job: str  # the platform's job that ended there
     reason: str
     until: datetime
 
@@ -30,7 +30,7 @@ class _File(Record):
 
 
 def left_out(paths: SwarmPaths) -> tuple[LeftOut, ...]:
-    """What was written last, those included whose time is over."""
+    """The list as last written, including expired nodes."""
     try:
         return _File.model_validate_json(paths.left_out.read_text("utf-8")).nodes
     except (OSError, ValueError):
@@ -38,22 +38,22 @@ def left_out(paths: SwarmPaths) -> tuple[LeftOut, ...]:
 
 
 class LeftOutNodes:
-    """Of one swarm, for the one program that writes the file."""
+    """The nodes of one swarm, for the program that writes the file."""
 
     def __init__(self, paths: SwarmPaths, clock: Clock) -> None:
         self._paths = paths
         self._clock = clock
 
     def now(self) -> tuple[LeftOut, ...]:
-        """Those whose time is not over."""
+        """The nodes that have not expired."""
         return tuple(one for one in left_out(self._paths) if one.until > self._moment(0.0))
 
     def any_over(self) -> bool:
-        """Whether the time of one is over that was not let in again."""
+        """Whether a node has expired that was not let in again."""
         return len(self.now()) < len(left_out(self._paths))
 
     def leave_out(self, node: str, replica: int, job: str, reason: str) -> None:
-        """From now on, for an hour; once for each job."""
+        """Leave a node out for an hour from now; once for each job."""
         known = left_out(self._paths)
         if all(one.job != job for one in known):
             until = self._moment(LEFT_OUT_S)
@@ -61,7 +61,7 @@ class LeftOutNodes:
             self._write((*known, added))
 
     def let_in(self) -> None:
-        """Forget those whose time is over."""
+        """Remove the expired nodes."""
         self._write(self.now())
 
     def _write(self, nodes: tuple[LeftOut, ...]) -> None:

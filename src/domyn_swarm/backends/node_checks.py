@@ -1,6 +1,6 @@
-"""What a node's report means for a swarm that is to run there. Pure: a report in, checks out.
+"""What a node's report means for a swarm that would run there. Pure: a report in, checks out.
 
-See `node_report` for the report's fields, and `rehearsal` for how it comes.
+See `node_report` for the report's fields, and `rehearsal` for how it is obtained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where engines share memory
 
 
 class Visited(NamedTuple):
-    """A report, and what was seen from outside of who made it."""
+    """A report, and how its node was reached from outside."""
 
     report: Mapping[str, Any]
     call: Call | None  # none: it ended before it could be called
@@ -31,7 +31,7 @@ class Visited(NamedTuple):
 
 
 def node_checks(plan: DeploymentPlan, visited: Visited) -> Iterator[Check]:
-    """Every check of one node."""
+    """All checks of one node."""
     of: tuple[Callable[[DeploymentPlan, Mapping[str, Any]], Iterator[Check]], ...]
     of = (_programs, _engine, _files, _machine, _gpus)
     for check in of:
@@ -81,7 +81,7 @@ def _engine(plan: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
         for name, version in report["packages"].items()
         if version is not None and name != "domyn-swarm"
     ]
-    yield ok("node: packages", ", ".join(versions) or "none of those that are looked at")
+    yield ok("node: packages", ", ".join(versions) or "none of the checked ones")
 
 
 def _files(_: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
@@ -90,7 +90,7 @@ def _files(_: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
     if found["write"] is not None:
         yield failed("node: home", f"cannot be written to: {found['write']}", move)
         return
-    yield ok("node: home", "is seen and can be written to")
+    yield ok("node: home", "is visible and writable")
     if found["link"] is not None:
         yield failed("node: links", f"a file cannot have two names: {found['link']}", move)
     if found["lock"] == "refused":
@@ -117,7 +117,7 @@ def _files(_: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _name(own: Mapping[str, Any]) -> Check:
-    """Whether others reach what listens at the node's own name."""
+    """Whether others reach a server that listens at the node's own name."""
     name, addresses = own["name"], own["addresses"]
     if own["error"] is not None:
         fix = "Ask the site for an entry in the node's /etc/hosts or DNS."

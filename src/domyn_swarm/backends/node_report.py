@@ -1,9 +1,9 @@
-"""What a node has, as a program that runs there: `python node_report.py FOLDER`.
+"""Reports what a node provides, as a program that runs there: `python node_report.py FOLDER`.
 
 One file of standard library that imports nothing of ours: whether our package can be imported there
-is among what it reports. `question.json` in the folder says what is wanted. It writes
-`listening.json`, where it can be called; answers each caller that has the token with its clock; and
-writes `report.json`. Then it listens on until a file `over` appears, or the question's time is up.
+is one of its results. `question.json` in the folder says what to check. It writes `listening.json`,
+the address at which it can be called; answers each caller that has the token with its clock; and
+writes `report.json`. It listens until a file `over` appears, or the question's time is up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRIED_BYTES = 64 * 1024
 
 
 def _tried(command: list[str], limit_s: float) -> tuple[str, str | None]:
-    """What a program prints, and why it failed."""
+    """The output of a program, and why it failed."""
     try:
         done = subprocess.run(
             command,
@@ -64,7 +64,7 @@ def _distributions(names: list[str]) -> dict[str, str | None]:
 
 
 def _imports(modules: list[str]) -> dict[str, Any]:
-    """How long our programs take to start, and why one does not."""
+    """How long our programs take to start, and the error of one that does not."""
     began = time.monotonic()
     for module in modules:
         _, error = _tried([sys.executable, "-c", f"import {module}"], _IMPORT_S)
@@ -74,8 +74,8 @@ def _imports(modules: list[str]) -> dict[str, Any]:
 
 
 def _folder(folder: Path) -> dict[str, str | None]:
-    """Whether files can be written, linked and locked there; `lock`: what became of locking what
-    another machine has locked.
+    """Whether files can be written, linked and locked there; `lock`: the result of trying a lock
+    that another machine holds.
     """
     found: dict[str, str | None] = {"write": None, "link": None, "lock": "refused"}
     try:
@@ -113,7 +113,7 @@ def _temporary() -> dict[str, Any]:
 
 
 def _addresses(name: str) -> dict[str, Any]:
-    """What a name is here."""
+    """The addresses of a name on this node."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -122,7 +122,7 @@ def _addresses(name: str) -> dict[str, Any]:
 
 
 def _caller(callers: list[list[Any]], token: str) -> dict[str, str | None]:
-    """Whether one of these places, the machine that asks, can be called from here."""
+    """Whether the machine that asks can be called from here at one of its addresses."""
     errors = []
     for host, port in callers:
         try:
@@ -171,7 +171,7 @@ def _free_gb(path: str) -> float | None:
 
 
 def report(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """All that is asked of this node. Values of variables that may hold secrets are left out."""
+    """All results for this node. Values of variables that may hold secrets are left out."""
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     proxies = [one for one in os.environ if one.lower().endswith("_proxy")]
     module = question["engine_module"]
@@ -203,7 +203,7 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 
 
 def listen() -> socket.socket:
-    """A port of every address that this machine has."""
+    """Listen on a port on every address of this machine."""
     try:
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     except (OSError, ValueError):  # no IPv6 here
@@ -211,7 +211,9 @@ def listen() -> socket.socket:
 
 
 def _answer(server: socket.socket, token: str) -> None:
-    """Tell callers that have the token the time, one after the other, for as long as this runs."""
+    """Answer callers that have the token with the time, one after the other, until this program
+    ends.
+    """
     while True:
         try:
             call, _ = server.accept()
@@ -228,7 +230,7 @@ def _answer(server: socket.socket, token: str) -> None:
 
 
 def main() -> None:
-    """Report, and be reachable until whoever asked has seen it."""
+    """Report, and stay reachable until the asking program has read the report."""
     os.umask(0o077)
     folder = Path(sys.argv[1])
     question = json.loads((folder / "question.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Tells a webhook what has happened: one POST of JSON, a few tries, never for longer than ten
-seconds, and whether it arrives changes nothing.
+"""Sends events to a webhook: one POST of JSON, a few attempts within ten seconds at most. Whether
+it arrives changes nothing.
 
-The URL is read from a file of mode 0600. It may hold a secret, so no message of ours has it.
+The URL is read from a file of mode 0600. It may contain a secret, so no message of ours shows it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _TRIED_AGAIN = frozenset({408, 425, 429})
 
 
 def notify(url_file: Path, event: str, **facts: Any) -> bool:
-    """Send `{"schema_version": 1, "event": …, "at": …, …}`; return whether it was taken.
+    """Send `{"schema_version": 1, "event": …, "at": …, …}`; return whether the server accepted it.
+    Nothing is sent if the file does not exist. Never raises.
 
     Nothing is sent where the file does not exist. Never raises.
     """
@@ -38,7 +39,7 @@ def notify(url_file: Path, event: str, **facts: Any) -> bool:
         return False
     document = {"schema_version": 1, "event": event, "at": datetime.now(UTC).isoformat(), **facts}
     taken = threading.Event()
-    # A server may answer byte by byte for ever: the thread is left behind then.
+    # A server may answer byte by byte for ever: then the thread is left behind.
     thread = threading.Thread(
         target=_send, args=(url, json.dumps(document).encode(), taken), daemon=True
     )
@@ -57,7 +58,7 @@ def _send(url: str, body: bytes, taken: threading.Event) -> None:
 
 
 def _again(url: str, body: bytes, taken: threading.Event) -> bool:
-    """Try once; whether another try may help."""
+    """Try once; return whether another attempt may help."""
     try:
         request = urllib.request.Request(  # noqa: S310 - the configuration allows http(s) alone
             url, body, {"Content-Type": "application/json", "User-Agent": "domyn-swarm"}
@@ -69,6 +70,6 @@ def _again(url: str, body: bytes, taken: threading.Event) -> bool:
         with refusal:
             _log.warning("the webhook answered %d", refusal.code)
             return refusal.code >= 500 or refusal.code in _TRIED_AGAIN
-    except (OSError, ValueError, http.client.HTTPException) as error:  # may have the URL
+    except (OSError, ValueError, http.client.HTTPException) as error:  # may contain the URL
         _log.warning("the webhook did not answer: %s", type(error).__name__)
         return not isinstance(error, ValueError)

@@ -1,4 +1,4 @@
-"""Platforms by their names: one backend of each for the whole process."""
+"""Platforms by name: one backend of each for the whole process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @cache
 def serving_backend(platform: str) -> ServingBackend:
-    """The serving side of a platform; one for the whole process, so that it asks once for all.
+    """The serving side of a platform; one for the whole process, so that queries are shared.
 
     Raises:
         ConfigError: this version has no such platform.
@@ -58,7 +58,7 @@ def compute_backend(platform: str) -> ComputeBackend:
 
 @cache
 def scheduler() -> Slurm:
-    """Slurm, for whoever in this process asks it."""
+    """The Slurm scheduler that all parts of this process share."""
     from domyn_swarm.backends.slurm.commands import Slurm
 
     return Slurm()

@@ -1,7 +1,8 @@
-"""A rehearsal: our program runs on a node for a moment, and reports what swarms will meet there.
+"""A rehearsal: our program runs on a node for a moment, and reports the conditions for swarms
+there.
 
 A platform starts `node_report.py` in a folder that a `Visit` has prepared; the visit and the
-program exchange files in it, and call each other. `node_checks` says what the report means.
+program exchange files in it, and connect to each other. `node_checks` evaluates the report.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Clock
 
 PROGRAM = "node_report.py"
-LISTENS_S = 60.0  # the program waits so long for who asked to have seen its report
+LISTENS_S = 60.0  # how long the program waits for its report to be read
 _CALL_S = 5.0
 _LOOK_S = 0.2
 _ABANDONED_S = 86_400.0
@@ -40,8 +41,8 @@ _IMPORTS = [
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is asked for: a replica's GPUs as well, how long it may wait for its turn, and who is
-    told meanwhile what it waits for.
+    """The request: whether with a replica's GPUs, how long it may wait in the queue, and a callback
+    that receives what it waits for.
     """
 
     gpus: bool
@@ -50,7 +51,7 @@ class Rehearsal:
 
 
 class Call(NamedTuple):
-    """What came of calling the program on its node."""
+    """The result of calling the program on its node."""
 
     address: str
     error: str | None
@@ -58,7 +59,7 @@ class Call(NamedTuple):
 
 
 class Visit:
-    """The asking side, in a folder of its own that goes with it. Use it as a context."""
+    """The asking side, in a temporary folder of its own. Use it as a context."""
 
     def __init__(self, folder: Path, question: dict[str, Any]) -> None:
         self.folder = folder
@@ -95,7 +96,7 @@ class Visit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the program end, and leave nothing."""
+        """End the program and remove the folder."""
         with contextlib.suppress(OSError):
             (self.folder / "over").touch()
         if self._server is not None:
@@ -107,14 +108,14 @@ class Visit:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _await_call(self, server: socket.socket) -> None:
-        """Note whether the program reaches this machine."""
+        """Record whether the program reaches this machine."""
         while True:
             try:
                 call, _ = server.accept()
                 with call:
                     call.settimeout(_CALL_S)
                     said = call.makefile("rb").readline(node_report.LONGEST_TOKEN + 1)
-            except OSError:  # closed, or a caller who says nothing
+            except OSError:  # closed, or a caller that sends nothing
                 if server.fileno() < 0:
                     return
                 continue
@@ -127,11 +128,11 @@ class Visit:
         return None if found is None else (str(found["node"]), int(found["port"]))
 
     def report(self) -> dict[str, Any] | None:
-        """What the program reported, once it has."""
+        """The program's report, once it exists."""
         return self._read("report.json")
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        list(self.folder.iterdir())  # network file systems look at a folder anew as it is opened
+        list(self.folder.iterdir())  # network file systems read a folder anew when it is opened
         try:
             found = json.loads((self.folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -153,7 +154,7 @@ class Visit:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What visits left whose program was killed: no rehearsal lasts for so long."""
+    """Remove folders of visits whose program was killed: no rehearsal lasts that long."""
     for old in folder.glob("*"):
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > _ABANDONED_S:
@@ -161,7 +162,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _own_names() -> list[str]:
-    """By which others may reach this machine."""
+    """Names and addresses by which others may reach this machine."""
     names = dict.fromkeys((socket.gethostname(), socket.getfqdn()))
     return [name for name in names if name]
 
@@ -169,7 +170,7 @@ def _own_names() -> list[str]:
 def question(
     plan: DeploymentPlan, *, runtime: str | None, image: str | None, gpus: bool
 ) -> dict[str, Any]:
-    """What the program is to find out. `runtime`: the container program of the engines."""
+    """What the program should check. `runtime`: the container program of the engines."""
     return {
         "packages": _PACKAGES,
         "imports": _IMPORTS,
@@ -187,7 +188,7 @@ def watched(
 
     Args:
         visit: whose report.
-        address_of: where a node of that name is reached.
+        address_of: the address of a node by its name.
         ended: whether the program has ended, or never will run.
         clock: by which the visit pauses.
     """

@@ -1,4 +1,4 @@
-"""What one replica's watchdog is told, as JSON. It names key files and holds no key.
+"""The spec of one replica's watchdog, as JSON. It contains the paths of key files, but no key.
 
 replica                  index of the replica
 host                     address the engine binds and is reached at; empty: the node's own name
@@ -63,7 +63,7 @@ _QUIET_S = 120.0
 
 
 def copy_watchdog(program: Path) -> None:
-    """Copy what replicas run: the program, and its other files beside it.
+    """Copy the files that replicas run: the program and the modules beside it.
 
     Raises:
         OSError: it cannot be written.
@@ -73,7 +73,7 @@ def copy_watchdog(program: Path) -> None:
 
 
 def copy_follower(program: Path) -> None:
-    """Copy what the other nodes of a replica run: the program, and its other file beside it.
+    """Copy the files that the other nodes of a replica run: the program and the module beside it.
 
     Raises:
         OSError: it cannot be written.
@@ -91,21 +91,23 @@ def _copy(name: str, program: Path, *beside: str) -> None:
 def _source(name: str) -> Path:
     found = importlib.util.find_spec(f"domyn_swarm.{name}")
     if found is None or found.origin is None:
-        raise PlatformError(f"{name}.py is missing: domyn-swarm is not installed whole.")
+        raise PlatformError(f"{name}.py is missing: the installation of domyn-swarm is incomplete.")
     return Path(found.origin)
 
 
 def heartbeat_s(plan: DeploymentPlan) -> float:
-    """Seconds between two reports of a watchdog when nothing changes."""
+    """Seconds between two reports of a watchdog if nothing changes."""
     return min(plan.watchdog.probe_interval, HEARTBEAT_S)
 
 
 def engine_environment(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths
 ) -> dict[str, str]:
-    """What engines get beside the node's environment. The user's `env` wins.
+    """The variables that engines get in addition to the node's environment. The user's `env` takes
+    precedence.
 
-    Ray lets everyone in who reaches its port, unless it is told to ask for a token (2.52 or newer).
+    Ray accepts everyone who reaches its port, unless it is configured to require a token (2.52 or
+    newer).
     """
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(paths.ray_token)}
     own = {} if plan.watchdog.ray is None else ray

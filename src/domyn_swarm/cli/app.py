@@ -1,4 +1,4 @@
-"""The command line program: the tree of commands, and the one place where errors are printed.
+"""The command line program: the tree of commands, and the only place where errors are printed.
 
 Nothing heavy is imported here or at the top of a command module: `--help` is instant.
 """
@@ -107,7 +107,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,  # ours are options of the root
     context_settings={"help_option_names": ["-h", "--help"]},  # of every command below, too
-    rich_markup_mode=None,  # Rich costs more than the whole rest of --help
+    rich_markup_mode=None,  # Rich costs more than the rest of --help
     pretty_exceptions_enable=False,
 )
 
@@ -141,12 +141,13 @@ def _root(
     show_completion: ShowOption = None,  # noqa: ARG001 - as above
 ) -> None:
     if log_format is not None:
-        os.environ[FORMAT_VARIABLE] = log_format.value  # what is started here writes so, too
+        # programs started from here log in the same way
+        os.environ[FORMAT_VARIABLE] = log_format.value
     configure()
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code; errors are printed here, once."""
+    """Run the command line and exit with its code; errors are printed here, once."""
     console.use_utf8()
     from domyn_swarm.config import load_dotenv
 

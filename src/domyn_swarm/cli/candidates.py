@@ -36,7 +36,7 @@ def external_ids(incomplete: str) -> Candidates:
 
 
 def verdicts(incomplete: str) -> Candidates:
-    """Classes of rows that can be sent again; after a comma those not named yet."""
+    """Verdicts of rows that can be sent again; after a comma the ones not named yet."""
     from domyn_swarm.model import ReplyVerdict
 
     before, comma, word = incomplete.rpartition(",")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from domyn_swarm.services.checkpoints import CheckpointList, CheckpointQuery, JobEntry
 
 _SHOWN = 40  # characters of a prompt
-_NAMED = 20  # jobs, where nobody is asked
+_NAMED = 20  # jobs, when the user is not asked to confirm
 
 _COLUMNS = (
     Column("identity", whole=True),
@@ -146,7 +146,7 @@ def _query(
 
 
 def show_checkpoints(listed: CheckpointList, output: Format) -> None:
-    """What jobs have left, a line for each."""
+    """The jobs with stored rows, a line each."""
     if output is not Format.TABLE:
         print_record(listed, output)
         return
@@ -186,7 +186,7 @@ def _leaving(listed: CheckpointList) -> Iterator[str]:
 
 
 def _touched(listed: CheckpointList) -> Iterator[str]:
-    """Who else would miss answers of what is listed, a line each."""
+    """The other jobs that would lose answers, a line each."""
     for one in (one for checkpoint in listed.checkpoints for one in checkpoint.touched):
         name = _named(one.job_id or one.key, one.external_id)
         rows = quantity(one.rows, "row")

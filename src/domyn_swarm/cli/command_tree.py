@@ -1,5 +1,5 @@
-"""The tree's root: it knows every command's name and purpose, imports one when it is called, and
-names what commands take in the words that people write.
+"""The root of the command tree: it knows every command's name and purpose, imports a command when
+it is called, and names values in the words that users write.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ _WORDS = {
 
 
 class Command(TyperCommand):
-    """A command as Typer makes it. Its help names values by what they are, not by Python's types,
-    and its purpose is not cut where commands are listed.
+    """A command as Typer builds it, but its help names values by their meaning, not by Python's
+    types, and its purpose is not cut in lists of commands.
     """
 
     def __init__(self, name: str | None, **attributes: Any) -> None:
         super().__init__(name, **attributes)
         self.short_help = (self.help or "").split("\n\n")[0].replace("\n", " ")
         for param in self.params:
-            param.type.name = _KINDS.get(param.type.name, param.type.name)  # as errors call it
+            # the full name, as in errors
+            param.type.name = _KINDS.get(param.type.name, param.type.name)
             if param.param_type_name == "argument":
                 named = param.metavar or str(param.name).upper()
                 param.metavar = named.removeprefix("[").removesuffix("]").removesuffix("…")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's
-        """Read its words; what is wrong with one names the command whose help to read."""
+        """Parse its words; an error names the command whose help to read."""
         try:
             return super().parse_args(ctx, args)
         except _UsageError as error:
@@ -55,7 +56,7 @@ class Command(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's
-        """Run it; what it says of its words names the command whose help to read."""
+        """Run it; an error about its words names the command whose help to read."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
@@ -63,7 +64,7 @@ class Command(TyperCommand):
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401 - Typer's
-        """What stands behind the command's name in its first line."""
+        """The part of the usage line after the command's name."""
         pieces = [self.options_metavar] if self.options_metavar else []
         for param in self.get_params(ctx):
             if param.param_type_name == "argument":
@@ -72,7 +73,7 @@ class Command(TyperCommand):
         return pieces
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - Typer's
-        """Write what each argument and option is for."""
+        """Write the purpose of each argument and option."""
         records: dict[str, list[tuple[str, str]]] = {"argument": [], "option": []}
         params: list[Any] = self.get_params(ctx)
         for param in params:
@@ -93,7 +94,7 @@ class Command(TyperCommand):
 
 
 def _word(shown: str) -> str:
-    """For `<str>` and the like; choices are named as they are typed."""
+    """The word for `<str>` and other types; choices are shown as they are typed."""
     inner = shown.removesuffix("...").strip("<>[]")
     return _WORDS.get(inner, inner)
 
@@ -105,12 +106,13 @@ class Entry(NamedTuple):
     """A command of a group, or a group of commands."""
 
     name: str
-    place: str | Callable[..., Any]  # "module:object": a function, or a `typer.Typer`; or that
+    # "module:object": a function, or a `typer.Typer`; or the object
+    place: str | Callable[..., Any]
     purpose: str  # the first line of the object's help: a test compares
 
 
 class LazyGroup(TyperGroup):
-    """Lists commands by their entries, and builds the one that is called."""
+    """A group that lists commands by their entries, and builds one when it is called."""
 
     entries: ClassVar[Mapping[str, Entry]] = {}
 
@@ -124,19 +126,19 @@ class LazyGroup(TyperGroup):
         return build(name, self.entries[name].place)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - Typer's
-        """The command that the words call."""
+        """The command that the words name."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command if name not in self.entries else self.built(str(name)), rest
 
 
 class Root(LazyGroup):
-    """The whole program: what is wrong with its words is an error of ours."""
+    """The whole program: errors in its words become errors of ours."""
 
     def main(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - Typer's
         """Run, and end with the exit code.
 
         Raises:
-            ConfigError: the words make no command; names what is wrong with them.
+            ConfigError: the words are no valid command; the message names the mistake.
             SwarmError: as the command.
         """
         try:
@@ -189,7 +191,7 @@ def build(name: str, place: str | Callable[..., Any]) -> Any:  # noqa: ANN401 - 
 
 
 def _refuse_nan(kind: Any) -> None:  # noqa: ANN401 - a range, as Typer's copy of Click has it
-    """What is no number lies in every range, as it is compared."""
+    """NaN passes every comparison with a range."""
     converted = kind.convert
 
     def convert(value: object, *context: object) -> object:

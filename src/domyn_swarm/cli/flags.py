@@ -1,4 +1,4 @@
-"""Flags that are made of a record's fields, and commands that take them."""
+"""Flags that are derived from a record's fields, and commands that take them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LEAST_SECONDS = 0.001  # of times that must be more than 0
 
 
 class Description(NamedTuple):
-    """What `record.about` says of a field."""
+    """The description of a field by `record.about`."""
 
     kind: Any  # its type, without the words
     text: str
@@ -43,7 +43,7 @@ class Description(NamedTuple):
 
 
 def descriptions(kind: type[Record]) -> dict[str, Description]:
-    """The fields of a record that `about` describes, by name, in their order."""
+    """The fields of a record that have a description by `about`, by name, in their order."""
     fields = {}
     for one in msgspec.structs.fields(kind):
         hint, *notes = get_args(one.type) if get_origin(one.type) is Annotated else (one.type,)
@@ -62,17 +62,17 @@ class Flag(NamedTuple):
     spelled: str
     annotation: Any  # for Typer
     key: tuple[str, ...]  # of the file; empty: it sets none
-    read: Callable[[str, Any], Any]  # from the flag and what was typed to the key's value
+    read: Callable[[str, Any], Any]  # converts what was typed to the key's value
     default: Any = None
 
     @property
     def help(self) -> str:
-        """What `--help` says of it."""
+        """Its text in `--help`."""
         return str(get_args(self.annotation)[1].help)
 
 
 def as_typed(_flag: str, value: Any) -> Any:  # noqa: ANN401 - a flag's
-    """The value as a job's file has it."""
+    """The value in the form of a job's file."""
     return str(value) if isinstance(value, StrEnum | Path) else value
 
 
@@ -84,7 +84,7 @@ def flags_of(kind: type[Record], *names: str) -> dict[str, Flag]:
 
 
 def _typed_as(flag: Flag) -> str:
-    """A flag's name in code: its key, or how it is spelled where that says the reverse."""
+    """A flag's name in code: its key, or its spelling if that means the opposite."""
     return flag.spelled[2:].replace("-", "_") if flag.read is _false else flag.key[0]
 
 
@@ -105,9 +105,9 @@ def _flag(name: str, field: Description) -> Flag:
 
 
 def declared(annotation: Any, *key: str, read: Callable[[str, Any], Any] = as_typed) -> Flag:  # noqa: ANN401 - Typer's
-    """A flag whose words no record has."""
+    """A flag that is not described by a record."""
     kind, option = get_args(annotation)
-    # Typer keeps an option's name where defaults are.
+    # Typer takes an option's name in place of a default.
     return Flag(str(option.default), annotation, key, read, False if kind is bool else None)
 
 
@@ -116,7 +116,7 @@ def _annotated(kind: Any, option: object) -> Any:  # noqa: ANN401 - a type
 
 
 def _typed(hint: Any) -> tuple[Any, float | None, float | None]:  # noqa: ANN401 - a type
-    """What is typed for a field of that type, and the least and the most of it."""
+    """The type of a field's typed value, with its minimum and maximum."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, least, most = _typed(inner[0])
@@ -149,7 +149,7 @@ def _pairs(flag: str, text: str) -> dict[str, str]:
 
 
 def temperature_of(flag: str, text: str) -> float:
-    """As JSON has it: 0 and 0.0 are what `--job-kwargs` makes of them, and name the same job."""
+    """The number as JSON has it: 0 or 0.0 as in `--job-kwargs`, so that both name the same job."""
     try:
         number = json.loads(text)
     except json.JSONDecodeError:
@@ -160,7 +160,7 @@ def temperature_of(flag: str, text: str) -> float:
 
 
 class Typed:
-    """What was typed of some flags, by the names of their fields."""
+    """The typed values of some flags, by the names of their fields."""
 
     flags: ClassVar[Mapping[str, Flag]]
 
@@ -170,7 +170,7 @@ class Typed:
         self.values: Mapping[str, Any] = {name: values.get(name) for name in self.flags}
 
     def layer(self) -> Layer:
-        """The same by the keys of a job's file, each with its flag.
+        """The values by the keys of a job's file, each with its flag.
 
         Raises:
             typer.BadParameter: two flags set the same key, or a value cannot be read.

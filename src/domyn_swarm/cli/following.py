@@ -1,4 +1,4 @@
-"""Staying with a job that was just submitted: its id, its bar, its end, Ctrl-C."""
+"""Follows a job that was just submitted: its id, its progress bar, its end, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def follow(
     handle: JobHandle, *, detach: bool, no_progress: bool, time_limit_s: float | None = None
 ) -> None:
-    """Print the job's handle as one line of JSON, or on a terminal its id and what to type next;
-    unless detached, end as the job ends. Of a job over rows that has a time limit of its own, say
-    what becomes of it then.
+    """Print the job's handle as one line of JSON, or on a terminal its id and the next commands;
+    unless detached, end as the job ends. For a job over rows with its own time limit, say what
+    happens at the limit.
     """
     if sys.stdout.isatty():
         typer.echo(handle.job_id)
@@ -73,7 +73,7 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
 
 
 def _summarise(job: JobSnapshot) -> None:
-    """Say how it ended, and where to look."""
+    """Print how it ended, and where to read more."""
     from domyn_swarm.cli.job_views import (
         account_text,
         failed_text,
@@ -104,8 +104,8 @@ def _summarise(job: JobSnapshot) -> None:
 
 
 def _asked_again(job: JobSnapshot) -> str:
-    """Which command asks rows again whose answers are not complete, in words. A retry of a job that
-    has not published would leave the rows unasked that it had not come to.
+    """The command that sends incomplete rows again, as words. A retry of a job that has not
+    published would leave out rows that it had not reached.
     """
     if job.status.exit_code not in (0, 7):
         return f"`domyn-swarm job resume {job.job_id}` asks the rows that are left"

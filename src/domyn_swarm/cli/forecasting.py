@@ -1,4 +1,4 @@
-"""A job's forecast on the command line: a sample is asked and shown, then all rows if wanted."""
+"""A job's forecast on the command line: a sample is sent and shown, then all rows if wanted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def forecast_then_submit(
     no_progress: bool,
     output: Format,
 ) -> None:
-    """Ask a sample, show what the rest takes, and go on as `job preview` does."""
+    """Send a sample, show what the rest takes, and continue as `job preview` does."""
     from domyn_swarm.jobs.forecasting import check_answered
 
     found = asked_forecast(request, rows)
@@ -46,7 +46,7 @@ def forecast_then_submit(
 
 
 def asked_forecast(request: JobRequest, rows: int | None) -> JobForecast:
-    """Ask a sample; see `tried`."""
+    """Send a sample; see `tried`."""
     from domyn_swarm.services.jobs import JobService
 
     say("A sample of the job's rows is asked; its answers are kept.")
@@ -105,6 +105,6 @@ def _line(one: Choice, *, now: bool) -> tuple[str, ...]:
 
 
 def _figure(value: float) -> str:
-    """Three digits that count, and never an exponent."""
+    """Three significant digits, without an exponent."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"

@@ -1,5 +1,5 @@
-"""Which command takes which flags of jobs. Those of one key of a job's file are made of the
-records (see `flags`); the others stand here.
+"""Which command takes which flags of jobs. Flags that set one key of a job's file are derived from
+the records (see `flags`); the others are defined here.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ _ASKED: dict[str, Flag] = {
 
 
 class JobFlags(Typed):
-    """What a job is: `job submit`, `job preview`."""
+    """The flags that define a job: `job submit`, `job preview`."""
 
     flags: ClassVar = {
         "job": declared(
@@ -164,13 +164,13 @@ class JobFlags(Typed):
 
 
 class ResumeFlags(Typed):
-    """What may be different when a job goes on: `job resume`."""
+    """The settings that may change when a job is resumed: `job resume`."""
 
     flags: ClassVar = {**flags_of(ChangeableOptions), **_RESOURCES}
 
 
 class ScriptFlags(Typed):
-    """What a program is called, and asks the platform for: `job submit-script`."""
+    """A program's name, and the resources it requests: `job submit-script`."""
 
     flags: ClassVar = {
         **{name: _SUBMISSION[name]._replace(key=()) for name in ("name", "down_after")},
@@ -179,13 +179,13 @@ class ScriptFlags(Typed):
 
 
 class RetryFlags(Typed):
-    """What may be different when rows are asked again, in one run: `job retry-failed`."""
+    """The settings that may change when rows are retried, in one run: `job retry-failed`."""
 
     flags: ClassVar = {**flags_of(ChangeableOptions), **_ONE_RUN}
 
 
 class LimitFlags(Typed):
-    """What ends a job, all its runs together: `rehearse`."""
+    """The limits of a job, for all its runs together: `rehearse`."""
 
     flags: ClassVar = flags_of(ResourceKeys, "stop_after", "max_gpu_hours")
 
@@ -195,7 +195,7 @@ FLAGS = {name: flag.spelled for name, flag in JobFlags.flags.items() if name != 
 
 
 def key_descriptions() -> dict[str, str]:
-    """What each key of a job's file is about, in its record's words or in its flag's."""
+    """The description of each key of a job's file, from its record or its flag."""
     described = {**descriptions(Submission), **descriptions(ResourceKeys)}
     return {
         flag.key[0]: described[flag.key[0]].text if flag.key[0] in described else flag.help

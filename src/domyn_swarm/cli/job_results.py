@@ -1,4 +1,4 @@
-"""Commands about what came of a job: failures, verify, results."""
+"""Commands about the results of a job: failures, verify, results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands about jobs print."""
+"""The output of the commands about jobs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def show_job(job: JobSnapshot, output: Format) -> None:
 
 
 def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
-    """What a job asks, long texts cut."""
+    """The request of a job, with long texts cut."""
     asked = [("model", job.model), ("class", job.job_class)]
     asked += [("prompt", job.prompt), ("system", job.system)]
     pairs = [(name, cell_text(text)) for name, text in asked if text is not None]
@@ -92,7 +92,7 @@ def _asked(job: JobSnapshot) -> list[tuple[str, str]]:
 
 
 def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> None:
-    """Jobs, a line each; `left_out` are older ones."""
+    """Jobs, a line each; `left_out` is the number of older ones."""
     if output is not Format.TABLE:
         print_record(JobList(jobs=tuple(jobs), left_out=left_out), output)
     elif jobs:
@@ -104,8 +104,8 @@ def show_jobs(jobs: Sequence[JobSnapshot], left_out: int, output: Format) -> Non
 
 
 def show_failures(failures: JobFailures, output: Format) -> None:
-    """The failed rows of a job, by what their errors have in common, and answers that count though
-    they are not complete.
+    """The failed rows of a job, grouped by their errors, and answers that count although they are
+    incomplete.
     """
     if output is not Format.TABLE:
         print_record(failures, output)
@@ -130,7 +130,7 @@ def show_failures(failures: JobFailures, output: Format) -> None:
 
 
 def say_what_is_left(failures: JobFailures) -> None:
-    """Which command asks the failed rows again, and those that have no result yet."""
+    """The command that sends the failed rows again, and those that have no result yet."""
     job_id, left = failures.job_id, failures.rows_unsettled
     if lasting := failures.rows_failed - failures.rows_failed_unsettled:
         failed, them = quantity(lasting, "row"), "it" if lasting == 1 else "them"
@@ -150,7 +150,7 @@ def say_what_is_left(failures: JobFailures) -> None:
 
 
 def show_verification(found: OutputVerification, output: Format) -> None:
-    """What of an output was checked; what is wrong with it is for stderr."""
+    """The checked parts of an output; errors are printed to stderr."""
     if output is not Format.TABLE:
         print_record(found, output)
         return
@@ -177,7 +177,7 @@ def show_results(results: JobResults, output: Format) -> None:
 
 
 def where_text(where: Whereabouts) -> str:
-    """Where something runs, in words; of what is elsewhere, as of when it is shown."""
+    """Where something runs, as words; elsewhere, with the time of the shown values."""
     place = f"the {where.kind} {where.name}"
     if not where.elsewhere or where.known_at is None:
         return place
@@ -185,7 +185,7 @@ def where_text(where: Whereabouts) -> str:
 
 
 def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
-    """How far a job is, in words."""
+    """A job's progress as words."""
     total = "?" if job.rows_total is None else str(job.rows_total)
     failed = f", {job.rows_failed} failed" if job.rows_failed else ""
     moves = speed and job.rows_per_s and not job.status.final
@@ -195,8 +195,8 @@ def rows_text(job: JobSnapshot, *, speed: bool = True) -> str:
 
 
 def failed_text(job: JobSnapshot) -> str:
-    """What most of a job's failed rows have in common, with an example, and which command shows
-    all; nothing where none failed, and where the job's own message says it.
+    """The most frequent error of a job's failed rows, with an example, and the command that shows
+    all; empty if none failed, and if the job's own message says it.
     """
     found = job.commonest_failure
     told = found is not None and found.signature in (job.message or "")
@@ -218,7 +218,7 @@ def _first_line(text: str | None) -> str:
 
 
 def failure_notes(jobs: Iterable[JobSnapshot]) -> Iterator[str]:
-    """Why the latest of some jobs did not do all that they were asked for, a line each."""
+    """Why the latest of some jobs did not finish all their rows, a line each."""
     bad = [job for job in jobs if job.rows_failed or (job.status.final and job.message)]
     latest = sorted(bad, key=lambda job: job.submitted_at)[-_FAILED_SHOWN:]
     for job in latest:
@@ -228,7 +228,7 @@ def failure_notes(jobs: Iterable[JobSnapshot]) -> Iterator[str]:
 
 
 def split_text(job: JobSnapshot) -> str:
-    """Which of a job's rows this run asked, in words; nothing where it asked all that are done."""
+    """Which of a job's rows this run sent, as words; empty if it sent all that are settled."""
     if not job.rows_resumed:
         return ""
     now = job.rows_done - job.rows_resumed
@@ -236,7 +236,7 @@ def split_text(job: JobSnapshot) -> str:
 
 
 def verdicts_text(verdicts: Mapping[ReplyVerdict, int]) -> str:
-    """What the answers of a job are, in words; nothing where all are complete."""
+    """The verdicts of a job's answers, as words; empty if all are complete."""
     found = {name: rows for name, rows in verdicts.items() if rows}
     if not found.keys() - {"complete"}:
         return ""
@@ -252,19 +252,19 @@ def job_line(job: JobSnapshot) -> str:
 
 
 def tokens_text(job: JobSnapshot) -> str:
-    """What a job's requests took: over all its runs, once one has ended."""
+    """The tokens of a job's requests: over all its runs, once one has ended."""
     told = job.account or job
     return f"{told.prompt_tokens} in, {told.completion_tokens} out"
 
 
 def gpu_hours_text(job: JobSnapshot) -> str:
-    """What a job has cost so far, and may cost."""
+    """The GPU-hours of a job so far, and its budget."""
     budget = "" if job.max_gpu_hours is None else f" of {job.max_gpu_hours:g} (--max-gpu-hours)"
     return f"{job.gpu_hours:.3g}{budget}"
 
 
 def account_text(account: JobAccount) -> str:
-    """What a job did over all its runs, in words."""
+    """The sum of a job's runs, as words."""
     if not account.runs:
         return "0 requests in 0 runs"
     parts = [f"{quantity(account.requests, 'request')} in {account.wall_s:.1f} s"]
@@ -303,7 +303,7 @@ def _rowscell_text(job: JobSnapshot) -> str:
 
 
 def print_jobs(jobs: Iterable[JobSnapshot]) -> None:
-    """The table of jobs, in the order that they are given in."""
+    """The table of jobs, in the given order."""
     now = utc_now()
     print_table(
         _JOB_COLUMNS,

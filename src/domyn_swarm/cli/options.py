@@ -47,6 +47,13 @@ def chosen_file(file: Path | None, config: Path | None) -> Path:
     return file or config or Path()
 
 
+ReplicasOption = Annotated[
+    int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
+]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
+]
 SwarmOption = Annotated[
     str | None,
     typer.Option(
@@ -108,8 +115,8 @@ def parse_json_object(value: str, flag: str) -> dict[str, Any]:
 
 
 def named_swarm(context: typer.Context, value: str | None) -> str | None:
-    """Of a swarm's name itself, of its YAML file the name that it gives: `status swarm.yaml`. No
-    name of a swarm has a full stop.
+    """The swarm's name: the value itself, or the name in its YAML file: `status swarm.yaml`. No
+    name of a swarm contains a full stop.
     """
     if value is None or context.resilient_parsing or not value.endswith((".yaml", ".yml")):
         return value
@@ -121,7 +128,7 @@ def named_swarm(context: typer.Context, value: str | None) -> str | None:
 def chosen_job(
     ref: str | None, external_id: str | None, handle_json: str | None
 ) -> str | JobHandle:
-    """The job that the three ways of naming one mean; exactly one of them must be used."""
+    """The job that one of the three options names; exactly one of them must be used."""
     given = [value for value in (ref, external_id, handle_json) if value is not None]
     if len(given) != 1:
         raise typer.BadParameter("name the job by its id, by --external-id or by --handle-json.")

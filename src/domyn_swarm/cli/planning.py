@@ -1,4 +1,4 @@
-"""Commands that look and start nothing: plan, doctor."""
+"""Commands that only read: plan, doctor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from domyn_swarm.cli.options import (
     FormatOption,
     JsonOption,
     NameOption,
+    OverridesOption,
+    ReplicasOption,
     YamlOption,
     chosen_file,
     chosen_format,
@@ -24,14 +26,9 @@ from domyn_swarm.errors import PlatformError
 def plan(
     file: FileArgument = None,
     config: ConfigOption = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
-    ] = None,
+    replicas: ReplicasOption = None,
     name: NameOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
-    ] = None,
+    settings: OverridesOption = None,
     test: Annotated[
         bool, typer.Option("--test", help="Ask the scheduler whether it would take it, and when.")
     ] = False,
@@ -77,7 +74,7 @@ def plan(
 
 
 def _forecast(job: Path, swarm: str | None, output: Format) -> None:
-    """What a job's file takes, at the swarm that it names, or that of the plan."""
+    """What a job's file takes, on the swarm that it names, or that of the plan."""
     from domyn_swarm.cli.forecasting import asked_forecast, show_forecast
     from domyn_swarm.config.sources import Layer
     from domyn_swarm.swarm.job_file import read_job

@@ -61,7 +61,7 @@ def up(
         timeout_s=timeout,
         all_or_nothing=all_or_nothing,
     )
-    pool = PoolService.prepare(file)  # before a database is made
+    pool = PoolService.prepare(file)  # before a database is created
     with termination_interrupts():
         report = PoolService().up(pool, request, on_change=_say_change)
     if form is Format.TABLE:
@@ -87,7 +87,7 @@ def _show_up(report: PoolUpReport) -> None:
 
 
 def _finish(report: PoolUpReport, file: Path) -> None:
-    """Say what a person has to know, and leave with the code for it."""
+    """Print what the user has to know, and exit with the code for it."""
     names = {
         kind: ", ".join(one.name for one in report.swarms if one.outcome in outcomes)
         for kind, outcomes in (
@@ -176,6 +176,6 @@ def down(
     left = [one for one in report.swarms if not one.stopped]
     if left:
         raise PlatformError(
-            "; ".join(f"{one.name}: {one.error or 'something of it still runs'}" for one in left),
+            "; ".join(f"{one.name}: {one.error or 'parts of it still run'}" for one in left),
             hint=next((one.hint for one in left if one.hint), "Run the same command again."),
         )

@@ -1,4 +1,4 @@
-"""The `job preview` command: the first rows asked and shown, then all of them if that is wanted."""
+"""The `job preview` command: sends and shows the first rows, then submits all of them if wanted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, quantity
 if TYPE_CHECKING:
     from domyn_swarm.jobs.preview import Preview
 
-_CHARACTERS = 100  # of a value: ten rows are to stand on a screen
+_CHARACTERS = 100  # of a value: ten rows should fit on a screen
 
 
 @taking_flags
@@ -71,7 +71,7 @@ def preview(
 
 
 def show_preview(found: Preview, output: Format) -> None:
-    """The first rows of a job: what was asked, and what it came to."""
+    """The first rows of a job: their requests and their results."""
     if output is not Format.TABLE:
         print_record(found, output)
         return
@@ -91,7 +91,7 @@ def show_preview(found: Preview, output: Format) -> None:
 
 
 def say_what_the_rest_takes(found: Preview) -> None:
-    """What of a preview was asked, and what a full run may take."""
+    """How many rows of a preview were sent, and what a full run may take."""
     from domyn_swarm.services.charts import duration
 
     failed = sum(one.error is not None for one in found.rows)

@@ -17,6 +17,8 @@ from domyn_swarm.cli.options import (
     Format,
     FormatOption,
     JsonOption,
+    OverridesOption,
+    ReplicasOption,
     YamlOption,
     chosen_file,
     chosen_format,
@@ -39,13 +41,8 @@ def rehearse(
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the job.")],
     file: FileArgument = None,
     config: ConfigOption = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
-    ] = None,
+    replicas: ReplicasOption = None,
+    settings: OverridesOption = None,
     row_seconds: Annotated[
         float,
         typer.Option(
@@ -174,16 +171,14 @@ def rehearse(
 
 def _seconds(flag: str, text: str | None) -> float | None:
     from domyn_swarm.config.backends import duration_s
+    from domyn_swarm.swarm.job_keys import finite
 
     if text is None:
         return None
     try:
-        found = duration_s(text)
+        return finite(duration_s, text, "for the default")
     except ValueError as error:
         raise typer.BadParameter(f"{flag}: {error}.") from None
-    if found == float("inf"):
-        raise typer.BadParameter(f"{flag}: write more than 0; without {flag} it is the default.")
-    return found
 
 
 def _limits(text: str | None) -> tuple[float, float] | None:
@@ -197,7 +192,7 @@ def _limits(text: str | None) -> tuple[float, float] | None:
 
 
 def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
-    """What the GPUs of a campaign did, and what other settings would give."""
+    """The GPU time of a campaign, and the results of other settings."""
     if output is not Format.TABLE:
         print_record(found, output)
         return

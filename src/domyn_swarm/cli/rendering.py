@@ -1,9 +1,9 @@
-"""How data looks: tables for people, JSON and YAML for programs.
+"""How data is printed: tables for people, JSON and YAML for programs.
 
 JSON and YAML are the record itself, with its `schema_version`; tables may change at any time. They
-are drawn by Rich on a terminal; in a file or a pipe they are lines of aligned columns, which cost a
-tenth of it. A terminal is as wide as it is: what somebody may want to copy (an id, a URL, a path)
-is never broken there, and columns that matter less are left out, and named, where there is no room.
+are drawn by Rich on a terminal; in a file or a pipe they are lines of aligned columns, at a tenth
+of the cost. On a narrow terminal, values that may be copied (an id, a URL, a path) are never
+broken; less important columns are left out, and named.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ _COLOURS = {
 
 
 def colour(state: str) -> str:
-    """The colour of a state, a phase or a verdict, with a reason or without; nothing for other
-    words.
+    """The colour of a state, a phase or a verdict, with a reason or without; empty for other
+    text.
     """
     return _COLOURS.get(state.partition(":")[0], "")
 
 
 class State(str):
-    """A word that a terminal shows in the colour of what it means."""
+    """A word that a terminal shows in the colour of its meaning."""
 
     __slots__ = ()
 
 
 class Column(NamedTuple):
-    """A column of a table, and what becomes of it on a narrow terminal."""
+    """A column of a table, and how it behaves on a narrow terminal."""
 
     name: str
-    whole: bool = False  # its values are not broken over lines: somebody copies them
-    spare: int = 0  # where there is no room, columns are left out by this, the highest first
-    least: int = _TEXT_CHARACTERS  # what is not whole gets at least this, if it is so wide
+    whole: bool = False  # its values are never broken, so that they can be copied
+    spare: int = 0  # on a narrow terminal the columns with the highest value are left out first
+    least: int = _TEXT_CHARACTERS  # a shortened value keeps at least this width
 
 
 def print_record(record: Record, output: Format) -> None:
@@ -72,7 +72,7 @@ def print_record(record: Record, output: Format) -> None:
 
 
 def print_document(data: dict[str, Any], output: Format) -> None:
-    """Print any other document so."""
+    """Print any other document in the same way."""
     if output is Format.JSON:
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
@@ -89,7 +89,7 @@ def print_line(record: Record) -> None:
 
 @contextmanager
 def collected() -> Iterator[list[RenderableType]]:
-    """Collect the tables that are drawn meanwhile instead of printing them; for live displays."""
+    """Collect the tables drawn in the body instead of printing them; for live displays."""
     tables: list[RenderableType] = []
     before = _collected.set(tables)
     try:
@@ -125,8 +125,8 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def print_checks(checks: Iterable[tuple[str, str, str, str]]) -> None:
-    """Print what was checked: its name, how it is, what was found, and the remedy or nothing. On a
-    terminal the remedy stands below what it is for, and lines are broken at spaces alone.
+    """Print checks: name, result, finding, and the remedy if there is one. On a terminal the remedy
+    is below its finding, and lines are broken at spaces only.
     """
     known = list(checks)
     if not sys.stdout.isatty():
@@ -146,7 +146,7 @@ def print_checks(checks: Iterable[tuple[str, str, str, str]]) -> None:
 
 
 def print_gap() -> None:
-    """Print an empty line between two parts of what is shown."""
+    """Print an empty line between two parts of the output."""
     collecting = _collected.get()
     if collecting is None:
         typer.echo()
@@ -155,7 +155,7 @@ def print_gap() -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a line about what is shown, for people: to stderr, or into a live display."""
+    """Print a remark for people: to stderr, or into a live display."""
     collecting = _collected.get()
     if collecting is None:
         say(text)
@@ -164,12 +164,12 @@ def print_note(text: str) -> None:
 
 
 def moment(at: datetime) -> str:
-    """A time as people here read it."""
+    """A time in the reader's time zone."""
     return f"{at.astimezone():%Y-%m-%d %H:%M}"
 
 
 def age(age_s: float) -> str:
-    """How old something is, in one unit: `36 s`, `12 min`, `5 h`, `3 d`."""
+    """An age in one unit: `36 s`, `12 min`, `5 h`, `3 d`."""
     for size_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if age_s >= size_s:
             return f"{int(age_s / size_s)} {unit}"
@@ -177,7 +177,7 @@ def age(age_s: float) -> str:
 
 
 def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest value; what breaks a line in one becomes a space."""
+    """Columns as wide as their widest value; line breaks in a value become spaces."""
     cells = [[" ".join(value.split("\n")) for value in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
@@ -186,8 +186,8 @@ def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
 
 
 def _print_wrapped(pairs: Sequence[tuple[str, str]]) -> None:
-    """Values are broken at spaces alone. A word that is wider than the terminal, such as a path, is
-    left to the terminal, which copies it as one.
+    """Values are broken at spaces only. A word that is wider than the terminal, such as a path, is
+    left to the terminal, so that it can be copied.
     """
     from rich.text import Text
 
@@ -201,7 +201,7 @@ def _print_wrapped(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _broken(value: str, width: int) -> list[str]:
-    """A value's lines, one at least. A word that is wider stays whole."""
+    """A value's lines, at least one. A word that is wider stays whole."""
     room = max(_TEXT_CHARACTERS, width)
     lines = [
         line
@@ -236,8 +236,8 @@ def _style(value: str) -> str:
 def _with_room(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
 ) -> Sequence[int]:
-    """Which columns a terminal has room for: first those go that have nothing to say, and what one
-    leaves free another may take.
+    """The columns that fit a terminal: empty ones are left out first, and the width that one leaves
+    is given to others.
     """
     widest = [
         max(len(text) for text in (column.name, *(row[at] for row in rows)))

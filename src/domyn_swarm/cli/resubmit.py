@@ -1,4 +1,4 @@
-"""Commands that run a job once more: resume, retry-failed."""
+"""Commands that run a job again: resume, retry-failed."""
 
 from __future__ import annotations
 

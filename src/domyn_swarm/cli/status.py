@@ -39,19 +39,19 @@ EveryOption = Annotated[
 
 @dataclass(frozen=True)
 class Watch(Generic[_T]):
-    """What is looked at, and how it looks."""
+    """A watched snapshot, and its renderings."""
 
     look: Callable[[], _T]
     show: Callable[[_T], None]  # as tables
     line: Callable[[_T], str]  # as one line
-    ended: Callable[[_T], bool]  # whether nothing will change any more
+    ended: Callable[[_T], bool]  # whether it will not change any more
     every_s: float
 
     def run(self, output: Format) -> None:
-        """Show every change until the end; return then.
+        """Show every change until the end; then return.
 
         Raises:
-            SwarmError: it cannot be looked at.
+            SwarmError: the snapshot cannot be taken.
         """
         if output is Format.YAML:
             raise typer.BadParameter("--watch goes with tables and with --json.")
@@ -93,7 +93,7 @@ class Watch(Generic[_T]):
 
 
 def _lasting(value: object) -> object:
-    """A record without what differs at every look."""
+    """A record without the values that differ in every snapshot."""
     if isinstance(value, dict):
         return {name: _lasting(one) for name, one in value.items() if name not in _AGES}
     return [_lasting(one) for one in value] if isinstance(value, list) else value
@@ -197,7 +197,7 @@ def endpoint(
         bool, typer.Option("--show-key", help="With --env: the key itself, not its file.")
     ] = False,
     scrape: Annotated[
-        bool, typer.Option("--scrape", help="Print what Prometheus is to be told, as YAML.")
+        bool, typer.Option("--scrape", help="Print the configuration for Prometheus, as YAML.")
     ] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,

@@ -1,4 +1,4 @@
-"""The commands `job submit` and `job submit-script`: submit, follow, end as it ends."""
+"""The commands `job submit` and `job submit-script`: submit, follow, and exit as the job ends."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _check_forecast(forecast: bool, *, others: bool, said: bool) -> None:
 
 
 def _rehearse(request: JobRequest, output: Format) -> None:
-    """Print what a dry run finds; end with 6 when the row failed."""
+    """Print the result of a dry run; exit with 6 if the row failed."""
     from domyn_swarm.errors import JobError
     from domyn_swarm.services.jobs import JobService
 
@@ -130,7 +130,7 @@ def _rehearse(request: JobRequest, output: Format) -> None:
 
 
 def show_dry_run(found: DryRun, output: Format) -> None:
-    """What a job would be, what its first row sent and came to, and what the rest may take."""
+    """The job, the request and the answer of its first row, and what the rest may take."""
     if output is not Format.TABLE:
         print_record(found, output)
         return

@@ -23,6 +23,8 @@ from domyn_swarm.cli.options import (
     FormatOption,
     JsonOption,
     NameOption,
+    OverridesOption,
+    ReplicasOption,
     YamlOption,
     chosen_file,
     chosen_format,
@@ -41,14 +43,9 @@ swarm_app = typer.Typer(help="All swarms, and more about one.", no_args_is_help=
 def up(
     file: FileArgument = None,
     config: ConfigOption = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", "-r", min=1, help="How many replicas.")
-    ] = None,
+    replicas: ReplicasOption = None,
     name: NameOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
-    ] = None,
+    settings: OverridesOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; start nothing.")
     ] = False,
@@ -97,8 +94,8 @@ def up(
 
 
 def _up_or_ask(launch: Launch, *, wait: bool, timeout_s: float | None) -> UpResult:
-    """Bring it up; on Ctrl-C a person decides what becomes of what was started. Whoever else ends
-    the command is told what keeps running.
+    """Bring it up. On Ctrl-C the user decides what happens to the started parts; a caller that ends
+    the command by another signal is informed of what keeps running.
     """
     from domyn_swarm.cli.console import phases
     from domyn_swarm.services.swarms import SwarmService
@@ -225,7 +222,7 @@ def down(
     left = [result for result in results if not (result.stopped or result.forgotten)]
     if left:
         raise PlatformError(
-            "; ".join(f"{one.name}: {one.error or 'something of it still runs'}" for one in left),
+            "; ".join(f"{one.name}: {one.error or 'parts of it still run'}" for one in left),
             hint=next((one.hint for one in left if one.hint), "Run the same command again."),
         )
 
@@ -241,7 +238,7 @@ def scale(
         ),
     ],
     replicas: Annotated[
-        int, typer.Argument(min=1, metavar="N", help="How many it shall run, 1 at least.")
+        int, typer.Argument(min=1, metavar="N", help="How many it should run, at least 1.")
     ],
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,

@@ -1,4 +1,4 @@
-"""Rows that a command asks before it submits a job, and whether it goes on with all of them."""
+"""Rows that a command sends before it submits a job, and whether it continues with all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def tried(ask: Callable[[], _T]) -> _T:
-    """What asking some rows came to; Ctrl-C ends it after the rows in flight, and the command."""
+    """The result of sending some rows; Ctrl-C ends it after the rows in flight, and the command."""
     try:
         return ask()
     except KeyboardInterrupt:
@@ -30,8 +30,8 @@ def tried(ask: Callable[[], _T]) -> _T:
 def submitted_if_wanted(
     request: JobRequest, *, yes: bool, output: Format, detach: bool, no_progress: bool
 ) -> bool:
-    """Submit the job and follow it: with `yes`, or on a terminal that agrees; return whether it
-    was. Where nobody can be asked it is not, and a terminal that refuses ends the command with 1.
+    """Submit the job and follow it: with `yes`, or after a confirmation on a terminal; return
+    whether it was submitted. Without a terminal it is not; a refusal ends the command with 1.
     """
     from domyn_swarm.services.jobs import JobService
 
@@ -41,7 +41,7 @@ def submitted_if_wanted(
     if not (yes or confirm("full run?")):
         say("No job was submitted. What was answered is kept.")
         raise typer.Exit(1)
-    # Where every row was to be asked anew, the rows that were asked here have begun with that.
+    # If every row is to be sent anew, the rows that were sent here are the first of them.
     follow(
         JobService().submit(request.model_copy(update={"resume": True})),
         detach=detach,

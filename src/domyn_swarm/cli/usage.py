@@ -39,8 +39,8 @@ _OF_JOBS = ("working", "repeated", "idle_rows_waiting")
 
 
 def _moment(since: str | None) -> datetime | None:
-    """A time before now, or a date. What has no unit is neither: `10:00` may be ten minutes, ten
-    hours or a time of day.
+    """A time before now, or a date. A number without a unit is refused: `10:00` may be ten minutes,
+    ten hours or a time of day.
     """
     if since is None:
         return None
@@ -104,7 +104,7 @@ def usage(
 def show_usage(
     report: UsageReport, output: Format, *, by_replica: bool = False, jobs: bool = False
 ) -> None:
-    """What GPUs were used for: a line for each swarm or replica, and for each job where wanted."""
+    """GPU time: a line for each swarm or replica, and for each job if wanted."""
     if output is not Format.TABLE:
         print_record(report, output)
         return
@@ -170,7 +170,7 @@ def hours(seconds: float) -> str:
 
 
 def _causes(total: Usage, *, gpus: bool) -> list[tuple[str, str]]:
-    """What starts, waits and the unknown are made of, the most first."""
+    """The parts of start, wait and unknown time, the largest first."""
     names = {
         "starting": "starts",
         "idle_rows_waiting": "rows waited for",
@@ -201,7 +201,7 @@ def _energy(total: Usage) -> list[tuple[str, str]]:
 
 
 def usage_line(one: Usage) -> str:
-    """One line of what was used, for `status`."""
+    """The usage in one line, for `status`."""
     gpus = bool(one.held_gpu_s)
     held = one.held_gpu_s if gpus else one.held_replica_s
     unit = "GPU-hours" if gpus else "replica-hours"

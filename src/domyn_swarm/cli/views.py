@@ -1,4 +1,4 @@
-"""What the commands about swarms print."""
+"""The output of the commands about swarms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _JOBS_SHOWN = 5  # of a swarm, and all that run
 
 
 def show_plan(report: PlanReport, output: Format) -> None:
-    """What `up` would do."""
+    """The launch that `up` would start."""
     if output is not Format.TABLE:
         print_record(report, output)
         return
@@ -79,7 +79,7 @@ def _planned_replicas(plan: DeploymentPlan) -> str:
 
 
 def show_examination(found: Examination, output: Format) -> None:
-    """What `doctor` found."""
+    """The results of `doctor`."""
     if output is not Format.TABLE:
         print_record(found, output)
         return
@@ -87,7 +87,7 @@ def show_examination(found: Examination, output: Format) -> None:
 
 
 def show_up(result: UpResult, output: Format) -> None:
-    """A swarm that came up; as a table its name alone, so that `$(domyn-swarm up …)` works."""
+    """A swarm that came up; as a table only its name, so that `$(domyn-swarm up …)` works."""
     if output is Format.TABLE:
         typer.echo(result.name)
     else:
@@ -130,7 +130,7 @@ def show_swarm(swarm: SwarmSnapshot, output: Format) -> None:
 
 
 def _print_last_jobs(swarm: SwarmSnapshot) -> None:
-    """Those that run and the last ones that ended, the newest last."""
+    """Running jobs and the last ones that ended, the newest last."""
     ended = [job.job_id for job in swarm.jobs if job.status.final]
     older = set(ended[: max(0, len(ended) - _JOBS_SHOWN)])
     shown = [job for job in swarm.jobs if job.job_id not in older]
@@ -219,7 +219,7 @@ def show_description(found: SwarmDescription, output: Format) -> None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested configuration as dotted keys, without those that nobody set."""
+    """A nested configuration as dotted keys, without unset ones."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -228,7 +228,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def show_down(results: Sequence[DownResult], output: Format) -> None:
-    """What `down` did, a line for each swarm."""
+    """The result of `down`, a line for each swarm."""
     if output is not Format.TABLE:
         from domyn_swarm.services.requests import DownReport
 
@@ -240,7 +240,7 @@ def show_down(results: Sequence[DownResult], output: Format) -> None:
 
 
 def show_endpoint(info: EndpointInfo, output: Format) -> None:
-    """How to talk to a swarm; the key stays in its file."""
+    """How to reach a swarm; the key stays in its file."""
     if output is not Format.TABLE:
         print_record(info, output)
         return
@@ -262,7 +262,7 @@ def show_endpoint(info: EndpointInfo, output: Format) -> None:
 
 
 def _phase(swarm: SwarmSnapshot) -> str:
-    """What was seen just now, where something was; else what the record says."""
+    """The observed phase, if it was observed; else the record's."""
     unseen = swarm.observed in ("not_probed", "unknown", "elsewhere")
     if unseen or swarm.phase.value in ("failed", "stopping"):
         return swarm.phase.value
@@ -277,7 +277,7 @@ def _running(one: ReplicaSnapshot) -> str:
 
 
 def _backend_text(swarm: SwarmSnapshot) -> str:
-    """Its platform, and of what is elsewhere also where, and as of when it is shown."""
+    """Its platform, and if it is elsewhere also where, and the time of the shown values."""
     where = swarm.whereabouts
     if where is None or not where.elsewhere:
         return swarm.backend

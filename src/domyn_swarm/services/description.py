@@ -1,4 +1,4 @@
-"""Everything about one swarm at once: `swarm describe`."""
+"""All information about a swarm at once: `swarm describe`."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 
 class PartDescription(Record):
-    """One thing that the platform runs for a swarm."""
+    """A process, job or deployment that the platform runs for a swarm."""
 
     kind: str
     index: int
     platform_id: str
-    observed: str  # what the platform says of it now
+    observed: str  # its state on the platform now
     detail: str = ""
     expires_at: datetime | None = None
 
 
 class SwarmDescription(Record):
-    """What was asked, what was derived, what runs, and where everything lies."""
+    """A swarm's configuration, plan, running parts and files."""
 
     schema_version: Literal[1] = 1
     swarm: SwarmSnapshot
     tag: str
-    config: dict[str, Any]  # as it was asked, defaults filled in; empty: its file is gone
+    config: dict[str, Any]  # as configured, with defaults filled in; empty: its file was removed
     plan: DeploymentPlan
     engine_command: tuple[str, ...]
     parts: tuple[PartDescription, ...]
-    paths: dict[str, Path]  # by what lies there; keys are named by their files only
+    paths: dict[str, Path]  # keyed by their contents; for keys only the paths of their files
 
 
 def describe(name: str | None, store: SwarmStore | None = None) -> SwarmDescription:
-    """Everything about a swarm; the only live one when no name is given.
+    """All information about a swarm; the only live one if no name is given.
 
     Raises:
         SwarmNotFound: there is none of that name.

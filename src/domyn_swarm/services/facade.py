@@ -1,4 +1,4 @@
-"""`DomynLLMSwarm`: a swarm as a Python object, a thin facade over the lifecycle and the jobs."""
+"""`DomynLLMSwarm`: a swarm as a Python object, a thin facade over lifecycle and jobs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 
 class DomynLLMSwarm:
-    """A swarm for as long as a `with` block, from `up` to `down`, or an existing one by `attach`.
+    """A swarm for the duration of a `with` block, from `up` to `down`, or an existing one by
+    `attach`.
 
     Entering the block brings the swarm up and waits for it; leaving it, also by an exception,
-    brings it down, and so does an interruption while it comes up.
+    brings it down, as does an interruption while it comes up.
     """
 
     def __init__(self, cfg: DomynLLMSwarmConfig) -> None:
@@ -47,7 +48,7 @@ class DomynLLMSwarm:
 
     @classmethod
     def attach(cls, name: str) -> DomynLLMSwarm:
-        """A swarm from the state database, in any process: by its name, or by its YAML file.
+        """A swarm of the state database, in any process: by its name, or by its YAML file.
 
         Raises:
             ConfigError: the file cannot be read, or names no swarm.
@@ -63,14 +64,14 @@ class DomynLLMSwarm:
         return found
 
     def up(self) -> Self:
-        """Bring it up, or take the one of its name and configuration that is up or coming up, and
-        return once it answers. It stays up until `down`, also when this process ends.
+        """Bring the swarm up, or join one of its name and configuration that is up or coming up,
+        and return once it answers. It stays up until `down`, even when this process ends.
 
         Raises:
-            StateError: it was attached to, so that its configuration is not known here.
+            StateError: it was attached to, so its configuration is not known here.
             SwarmExists: a live swarm has its name and another configuration.
             LaunchError: it did not come up; what was started has been stopped.
-            KeyboardInterrupt: it was interrupted; what was started goes on, and so does `up` again.
+            KeyboardInterrupt: it was interrupted; started parts keep running; repeat `up`.
         """
         from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 
@@ -80,7 +81,7 @@ class DomynLLMSwarm:
                 hint="DomynLLMSwarm(DomynLLMSwarmConfig.read(FILE)).up() brings up that of a file.",
             )
         config = self._config
-        if self._swarm is not None:  # whose name may have been generated
+        if self._swarm is not None:  # the name may have been generated
             config = config.model_copy(update={"name": self.name})
         try:
             self._swarm = SwarmJoining(self._store).up(prepare(config), Waiting()).swarm
@@ -97,7 +98,7 @@ class DomynLLMSwarm:
                 self._swarm = self._lifecycle.up(prepare(self._config), keep_interrupted=False)
             except KeyboardInterrupt:
                 raise interrupted(
-                    "Interrupted: the swarm was not up yet, and what was started has been told to "
+                    "Interrupted: the swarm was not up yet, and its parts have been signalled to "
                     "end. `domyn-swarm status` shows what is left of it, if anything."
                 ) from None
         return self
@@ -138,7 +139,7 @@ class DomynLLMSwarm:
 
     @property
     def endpoint(self) -> str:
-        """The URL of its endpoint, without `/v1`, as it is now.
+        """The present URL of its endpoint, without `/v1`.
 
         Raises:
             StateError: it is not up, or has no endpoint.
@@ -148,7 +149,7 @@ class DomynLLMSwarm:
 
     @property
     def api_key(self) -> str:
-        """The key that its endpoint asks for. A secret: it is in no `repr` and no log.
+        """The key of its endpoint. A secret: no `repr` and no log contains it.
 
         Raises:
             StateError: as `endpoint`, or the key's file cannot be read here.
@@ -156,11 +157,11 @@ class DomynLLMSwarm:
         return client_address(self._live).key or ""
 
     def openai(self) -> OpenAI:
-        """OpenAI's own client for its endpoint, ready to be used.
+        """OpenAI's own client for its endpoint, ready for use.
 
-        It has the swarm's key, trusts its certificate and sends nothing through a proxy that the
-        environment names for what is outside. It asks the endpoint where that is now: make
-        another one when the swarm has moved. `with swarm.openai() as client` closes it.
+        It has the swarm's key, trusts its certificate, and bypasses the proxy that the environment
+        sets for other sites. It uses the endpoint's present address: create another client when the
+        swarm has moved. `with swarm.openai() as client` closes it.
 
         Raises:
             ConfigError: the package `openai` is not installed.
@@ -182,20 +183,21 @@ class DomynLLMSwarm:
         return official_async_client(client_address(self._live), "swarm.async_openai()")
 
     def run(self, job: SwarmJob | str, data: Any, **settings: Unpack[RunKeywords]) -> Any:  # noqa: ANN401 - a frame
-        """Ask every row of a frame in this process; return a frame of the same kind.
+        """Send every row of a frame to the swarm from this process; return a frame of the same
+        kind.
 
         Args:
             job: the job, or `"module:Class"`.
-            data: a pandas, polars, Arrow or Ray frame, or the path of files (which come back as an
+            data: a pandas, polars, Arrow or Ray frame, or the path of files (returned as an
                 Arrow table).
-            **settings: how to go about it; see `RunKeywords`.
+            ***settings: of the run; see `RunKeywords`.
 
-        Rows without an answer have an `_error`. The same call again asks only what is new.
+        Rows without an answer have an `_error`. The same call again sends only new rows.
 
         Raises:
-            SwarmError: something is wrong with the job or the data (nothing was asked), the swarm
-                has no endpoint, or the run cannot go on (what is settled is kept).
-            KeyboardInterrupt: it was interrupted; says what is kept.
+            SwarmError: the job or the data is wrong (nothing was sent), the swarm
+                has no endpoint, or the run cannot continue (settled rows are kept).
+            KeyboardInterrupt: it was interrupted; the message says what is kept.
         """
         from domyn_swarm.jobs.loading import job_given
         from domyn_swarm.jobs.running import Endpoint, run, settings_of
@@ -213,21 +215,21 @@ class DomynLLMSwarm:
         progress: bool = True,
         **options: Unpack[SubmitKeywords],
     ) -> SubmittedJob:
-        """Submit a job, and wait for its end unless `detach`. Ctrl-C meanwhile ends the job.
+        """Submit a job, and wait for its end unless `detach`. Ctrl-C during the wait ends the job.
 
         Args:
-            job: the job, or `"module:Class"`. Where no worker could import it (a script's, a
-                notebook's) its source travels.
+            job: the job, or `"module:Class"`. If no worker could import it (a script's, a
+                notebook's), its source is sent along.
             input_path: the rows.
-            output_path: where the answers go.
+            output_path: of the answers.
             detach: return once it is submitted; on Slurm it has an allocation of its own.
-            progress: while it waits, show how far the job is: a bar in a notebook, a line in a
+            progress: show the job's progress during the wait: a bar in a notebook, a line in a
                 terminal.
             **options: as the flags of `job submit`: see `SubmitKeywords`.
 
         Raises:
-            SwarmError: something is wrong with the job or an option; nothing was asked.
-            JobError: it did not come to its end (`detach=False`).
+            SwarmError: the job or an option is wrong; nothing was sent.
+            JobError: it did not finish (`detach=False`).
         """
         request = _request(job, input_path, output_path, options)
         resources = request.resources.model_copy(update={"detached": detach})
@@ -249,7 +251,7 @@ class DomynLLMSwarm:
 
         Args:
             job_id: the job, by its id or its external id.
-            partial: the rows that are settled by now, whether or not the job runs.
+            partial: the rows settled so far, whether or not the job runs.
             arrow: return a `pyarrow.Table`, which needs nothing else.
 
         Raises:
@@ -259,17 +261,17 @@ class DomynLLMSwarm:
         return SubmittedJob.attach(job_id).results(partial=partial, arrow=arrow)
 
     def snapshot(self) -> SwarmSnapshot:
-        """What it looks like now: serving, replicas, jobs."""
+        """The present state: serving, replicas, jobs."""
         self._swarm, look = self._lifecycle.looked_at(self._store.swarm(self.name))
         mine = jobs_of(self._swarm.record, self._store.jobs(self.name))
         jobs = JobSubmitter(self._store).refresh_all(mine)
         return take_snapshot(self._swarm, asked_snapshots(jobs), look=look)
 
     def usage(self, *, since: datetime | None = None) -> SwarmUsage:
-        """What its replicas' time went to so far, by use, cause and replica.
+        """The replicas' time so far, by use, cause and replica.
 
         Args:
-            since: only what was after that moment.
+            since: only time after that moment.
 
         Raises:
             StateError: it is not up, or an earlier version brought it up.
@@ -285,7 +287,7 @@ class DomynLLMSwarm:
         return report.swarms[0]
 
     def scale(self, replicas: int) -> None:
-        """Have it run so many replicas: more are started, or the last ones finish and end.
+        """Set the number of replicas: more are started, or the last ones finish and end.
 
         Raises:
             StateError: it is not up, or replicas that were taken out have not ended yet.
@@ -294,7 +296,7 @@ class DomynLLMSwarm:
         self._swarm = self._lifecycle.scale(self.name, replicas)
 
     def down(self) -> None:
-        """Stop it and verify that nothing runs. Idempotent.
+        """Stop the swarm and verify that no part of it runs. Idempotent.
 
         Raises:
             PlatformError: something still runs.
@@ -307,7 +309,7 @@ def _checked(cfg: object) -> DomynLLMSwarmConfig:
     """The configuration.
 
     Raises:
-        ConfigError: it is none; says how to make one of it.
+        ConfigError: it is not a configuration; the hint says how to make one.
     """
     if isinstance(cfg, DomynLLMSwarmConfig):
         return cfg
@@ -338,7 +340,7 @@ def _request(
 
 
 def _followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
-    """Wait for the end of a job that nobody follows but its caller: Ctrl-C ends it, too."""
+    """Wait for the end of a job that only its caller follows: Ctrl-C ends it, too."""
     try:
         return submitted.wait(progress=progress)
     except KeyboardInterrupt:

@@ -51,14 +51,16 @@ _PROGRESS_EVERY_S = 0.5
 
 
 class JobService:
-    """What commands, the live view and the SDK call. A job is named by id, external id, handle."""
+    """The operations that commands, the live view and the SDK use. A job is named by id, external
+    id or handle.
+    """
 
     def __init__(self, store: SwarmStore | None = None) -> None:
         self._store = store or SwarmStore.open()
         self._submitter = JobSubmitter(self._store)
 
     def submit(self, request: JobRequest) -> JobHandle:
-        """Submit a job to its swarm (the only live one when none is named), or to an endpoint.
+        """Submit a job to its swarm (the only live one if none is named), or to an endpoint.
 
         Raises:
             SwarmError: something is wrong; see `JobSubmitter.submit`. Nothing was asked.
@@ -66,11 +68,12 @@ class JobService:
         return self._submitter.submit(request, self._swarm_of(request))
 
     def dry_run(self, request: JobRequest) -> DryRun:
-        """Check all that `submit` does and ask the first row, once, in this process; leave nothing.
+        """Check everything that `submit` checks and send the first row once, from this process;
+        leaves no files.
 
         Raises:
             SwarmError: as `submit`; nothing was asked.
-            PlatformUnavailable: nobody serves at the endpoint.
+            PlatformUnavailable: the endpoint does not answer.
             JobError: the row did not end in time.
         """
         from domyn_swarm.jobs.dry_run import dry_run
@@ -81,8 +84,8 @@ class JobService:
     def preview(
         self, request: JobRequest, notice: Callable[[str], None], *, rows: int = 10
     ) -> Preview:
-        """Check all that `submit` does and ask the first rows in this process; keep their answers,
-        which the job finds when it is submitted.
+        """Check everything that `submit` checks and send the first rows from this process. Their
+        answers are kept, and the submitted job uses them.
 
         Raises:
             SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
@@ -96,14 +99,14 @@ class JobService:
     def forecast(
         self, request: JobRequest, notice: Callable[[str], None], *, rows: int | None = None
     ) -> JobForecast:
-        """Check all that `submit` does and ask a sample of the rows in this process; keep their
-        answers, which the job finds when it is submitted, and say what the other rows take. A
+        """Check everything that `submit` checks and send a sample of the rows from this process;
+        estimate what the other rows take. The answers are kept, and the submitted job uses them. A
         scheduler is asked when it would start more replicas.
 
         Args:
             request: the job.
-            notice: hears what a run has to say meanwhile.
-            rows: of the sample; None: so many that the endpoint is busy for a while.
+            notice: receives the messages of the run.
+            rows: size of the sample; None: enough to keep the endpoint busy for a while.
 
         Raises:
             SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
@@ -122,8 +125,8 @@ class JobService:
         return with_starts(found, SwarmService(self._store).starts(swarm, counts))
 
     def _trial(self, request: JobRequest) -> tuple[Trial, LiveSwarm | None]:
-        """The checked job, of which rows are asked here, and its swarm. Nothing is written: no file
-        has the key of an endpoint that is not ours.
+        """The checked job, whose rows are sent from here, and its swarm. Nothing is written: no
+        file contains the key of an endpoint that is not ours.
         """
         from domyn_swarm.config.environment import key_of_environment
         from domyn_swarm.jobs.trial import Trial
@@ -142,7 +145,7 @@ class JobService:
         return SwarmLifecycle(self._store).attach(name)
 
     def submit_script(self, request: ScriptRequest) -> JobHandle:
-        """Run a program beside a swarm (the only live one when none is named).
+        """Run a program beside a swarm (the only live one if none is named).
 
         Raises:
             SwarmError: something is wrong; nothing was started.
@@ -151,7 +154,7 @@ class JobService:
         return self._submitter.submit_script(request, SwarmLifecycle(self._store).attach(name))
 
     def status(self, ref: JobRef, *, refresh: bool = True) -> JobSnapshot:
-        """A job as it is now; without `refresh` as its record and its own files tell it.
+        """A job's present state; without `refresh` only from its record and its own files.
 
         Raises:
             JobNotFound: there is none of that id.
@@ -162,11 +165,11 @@ class JobService:
         return with_what_it_asks(shown, seen)
 
     def handle(self, ref: JobRef) -> JobHandle | None:
-        """How to find a job again; None: its platform has not answered its submission yet.
+        """The handle of a job; None: its platform has not answered its submission yet.
 
         Raises:
             JobNotFound: there is none of that id.
-            PlatformError: its platform cannot be asked whether it has it.
+            PlatformError: its platform cannot be asked whether it has the job.
         """
         record = self._record(ref)
         return record.handle or self._submitter.refresh(record).handle
@@ -175,7 +178,7 @@ class JobService:
         self, swarm: str | None = None, *, refresh: bool = True, newest: int | None = None
     ) -> list[JobSnapshot]:
         """All jobs, or those of one swarm, the newest first; the scheduler is asked once for all,
-        and without `refresh` not at all. With `newest` only so many of them are looked at.
+        and without `refresh` not at all. With `newest` only that many are read.
         """
         jobs = self._store.jobs(swarm, newest=newest)[::-1]
         if refresh:
@@ -183,7 +186,7 @@ class JobService:
         return [job_snapshot(self._submitter.recall(job)) for job in jobs]
 
     def current_first(self, jobs: Sequence[JobSnapshot]) -> Sequence[JobSnapshot]:
-        """Jobs for a person: those of swarms that are live now first, and the newest last."""
+        """Jobs in the order for people: those of live swarms first, and the newest last."""
         began = {swarm.name: swarm.created_at for swarm in self._store.swarms()}
 
         def order(job: JobSnapshot) -> tuple[bool, datetime]:
@@ -193,7 +196,7 @@ class JobService:
         return sorted(jobs, key=order)
 
     def count(self, swarm: str | None = None) -> int:
-        """How many jobs there are, or those of one swarm."""
+        """The number of jobs, or of those of one swarm."""
         return self._store.count_jobs(swarm)
 
     def wait(
@@ -203,7 +206,7 @@ class JobService:
         timeout_s: float | None = None,
         on_progress: Callable[[JobSnapshot], None] | None = None,
     ) -> JobSnapshot:
-        """Block until the job has ended, or the time is up; tell how far it is meanwhile."""
+        """Wait until the job has ended, or the time is up; report its progress meanwhile."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         record = self._record(ref)
         while True:
@@ -219,19 +222,19 @@ class JobService:
                 return seen
 
     def cancel(self, ref: JobRef, *, forget: bool = False) -> JobSnapshot:
-        """Stop this job alone; rows that are done stay done.
+        """Stop this job only; settled rows are kept.
 
-        With `forget` nothing is stopped: a job that cannot be asked about, because its host or
-        cluster is gone for good, is recorded as failed.
+        With `forget` nothing is stopped: a job that cannot be asked, because its host or cluster no
+        longer exists, is recorded as failed.
 
         Raises:
             RunsElsewhere: it can only be stopped from another host or cluster.
             PlatformError: it still runs.
-            StateError: with `forget`, it can be asked about from here.
+            StateError: with `forget`, it can be asked from here.
         """
         record = self._record(ref)
         if forget:
-            with contextlib.suppress(PlatformError):  # its files may say how it ended
+            with contextlib.suppress(PlatformError):  # its files may show how it ended
                 record = self._submitter.refresh(record)
             return job_snapshot(write_off_job(self._store, record))
         return job_snapshot(self._submitter.cancel(record), asked=True)
@@ -239,9 +242,9 @@ class JobService:
     def resume(
         self, ref: JobRef, *, swarm: str | None = None, changes: JobChanges | None = None
     ) -> JobHandle:
-        """The same job again under a new id; settled rows are not asked again.
+        """Submit the same job again under a new id; settled rows are not sent again.
 
-        It goes to its own swarm, or to another one that serves the same model.
+        It runs on its own swarm, or on another one that serves the same model.
 
         Raises:
             SwarmError: the job still runs, its files are gone, or the swarm does not fit.
@@ -251,11 +254,11 @@ class JobService:
     def retry_failed(
         self, ref: JobRef, *, swarm: str | None = None, changes: JobChanges | None = None
     ) -> JobHandle:
-        """The rows that failed are asked again, and no others; with `changes.retry_classes` those
-        whose answers are of these verdicts instead, failed or not.
+        """Send the failed rows again, and no others; with `changes.retry_classes` those whose
+        answers have one of these verdicts, failed or not.
 
-        With `changes.override` they are asked with other parameters; the job's checkpoint notes it.
-        What they had stays until something better comes.
+        With `changes.override` they are sent with other parameters, which the job's checkpoint
+        records. A row's earlier result stays until a better one comes.
 
         Raises:
             NothingToRetry: there is no such row; nothing was started.
@@ -274,8 +277,8 @@ class JobService:
         )
 
     def failures(self, ref: JobRef, *, export: Path | None = None) -> JobFailures:
-        """The failed rows of a job, ended or not, by what their errors have in common, and answers
-        that count though they are not complete.
+        """The failed rows of a job, running or ended, grouped by their errors; and answers that
+        count although they are incomplete.
 
         Args:
             ref: the job.
@@ -307,11 +310,11 @@ class JobService:
         )
 
     def report(self, ref: JobRef, *, output: Path | None = None) -> JobReport:
-        """Write a page about a job, ended or not: one HTML file that needs nothing else.
+        """Write a report about a job, running or ended: one self-contained HTML file.
 
         Args:
             ref: the job.
-            output: where; in the job's folder when it is not said.
+            output: path of the file; None: in the job's folder.
 
         Raises:
             SwarmError: the job's files cannot be read, or the page cannot be written.
@@ -325,7 +328,7 @@ class JobService:
     def gathered(
         self, ref: JobRef, *, output: Path | None = None, failures: bool = True
     ) -> GatheredReport:
-        """What `report` shows; nothing is written. Without `failures` they are not grouped.
+        """The contents of `report`; nothing is written. Without `failures` these are not grouped.
 
         Raises:
             SwarmError: the job's files cannot be read.
@@ -336,7 +339,7 @@ class JobService:
         return ReportGatherer(self._store, record, output).gather(failures=failures)
 
     def verify(self, ref: JobRef) -> OutputVerification:
-        """Check that a job's output is whole: files, counts, every input row once and in order.
+        """Check that a job's output is complete: files, counts, every input row once and in order.
 
         Raises:
             SwarmError: the job has not published, or its files or input cannot be read.
@@ -346,7 +349,7 @@ class JobService:
         return verify_output(spec_of(self._record(ref)))
 
     def results(self, ref: JobRef, *, partial: bool = False) -> pa.Table:
-        """A job's output, or with `partial` the rows that are settled by now, in memory.
+        """A job's output, or with `partial` the rows settled so far, in memory.
 
         Raises:
             SwarmError: the job has not published (without `partial`), or it cannot be read.

@@ -1,5 +1,5 @@
-"""What the replicas of a swarm did, as it is kept once the swarm is over: a line of JSON that says
-of whom and how much there is, then one for each span.
+"""The replicas' time of a swarm that is over, as stored: a line of JSON with the swarm and the
+number of spans, then one line per span.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WRONG = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
 def keep_spans(path: Path, swarm_spans: SwarmSpans) -> None:
-    """Write the spans of a swarm that is over, whole or not at all.
+    """Write the spans of a swarm that is over, atomically.
 
     Raises:
         OSError: it cannot be written.
@@ -27,7 +27,9 @@ def keep_spans(path: Path, swarm_spans: SwarmSpans) -> None:
         "version": _VERSION,
         "jobs": swarm_spans.jobs,
         "allocations": swarm_spans.allocations,
-        "spans": sum(map(len, swarm_spans.spans.values())),  # so that a file that was cut off shows
+        "spans": sum(
+            map(len, swarm_spans.spans.values())
+        ),  # so that a truncated file is recognized
     }
     lines = [json.dumps(head)]
     for replica, spans in swarm_spans.spans.items():
@@ -38,7 +40,7 @@ def keep_spans(path: Path, swarm_spans: SwarmSpans) -> None:
 
 
 def read_spans(entry: SwarmEntry, path: Path) -> SwarmSpans:
-    """What `keep_spans` wrote.
+    """The contents of a file written by `keep_spans`.
 
     Raises:
         OSError, ValueError: it cannot be read; a ValueError says where, and what to do.
@@ -67,10 +69,10 @@ class _Kept:
         self.used: dict[int, list[Used | None]] = {}
         self.allocations: dict[int, int] = {}
         self.jobs: dict[str, tuple[str, str]] = {}
-        self._promised: int | None = None  # spans; earlier versions did not say
+        self._promised: int | None = None  # spans; earlier versions did not write this
 
     def take(self, line: Any) -> None:  # noqa: ANN401 - JSON
-        """One line more."""
+        """Add a line."""
         if not self.lines:
             if not isinstance(line, dict) or line.get("version") != _VERSION:
                 raise ValueError("it is of another version of domyn-swarm")
@@ -85,10 +87,10 @@ class _Kept:
         self.used.setdefault(int(replica), []).append(used)
 
     def check_whole(self) -> None:
-        """Refuse a file that was cut off.
+        """Refuse a truncated file.
 
         Raises:
-            ValueError: it was.
+            ValueError: it is truncated.
         """
         if not self.lines or self._promised not in (None, self.lines - 1):
             raise ValueError("the file ends too soon")

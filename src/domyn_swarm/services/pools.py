@@ -1,4 +1,4 @@
-"""`PoolService`: several swarms from one file, as one."""
+"""`PoolService`: several swarms of one file, handled together."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _T = TypeVar("_T")
 
 
 class PoolUpRequest(Record):
-    """How to bring a pool up."""
+    """The request to bring a pool up."""
 
-    max_parallel: int | None = None  # None: as the file says
+    max_parallel: int | None = None  # None: the file's value
     wait: bool = True
-    timeout_s: float | None = None  # of each swarm, the queue included
+    timeout_s: float | None = None  # for each swarm, the queue included
     all_or_nothing: bool = False
 
 
 @dataclass(frozen=True)
 class PoolLaunch:
-    """A pool as its file was read, with the launch of each of its swarms."""
+    """A pool's file, with the launch of each of its swarms."""
 
     name: str
     max_parallel: int
@@ -42,12 +42,12 @@ class PoolLaunch:
 
 
 class PoolUpReport(Record):
-    """What became of each swarm of a pool."""
+    """The result for each swarm of a pool."""
 
     schema_version: Literal[1] = 1
     pool: str
     swarms: tuple[PoolOutcome, ...]
-    interrupted: bool  # then what was launched keeps running
+    interrupted: bool  # then launched swarms keep running
 
     @property
     def whole(self) -> bool:
@@ -56,7 +56,7 @@ class PoolUpReport(Record):
 
 
 class PooledSnapshot(Record):
-    """One swarm of a pool; without a snapshot where there never was one of that name."""
+    """One swarm of a pool; without a snapshot if there never was a swarm of that name."""
 
     name: str
     config: Path
@@ -64,7 +64,7 @@ class PooledSnapshot(Record):
 
 
 class PoolStatus(Record):
-    """A pool as it is now."""
+    """The present state of a pool."""
 
     schema_version: Literal[1] = 1
     pool: str
@@ -72,7 +72,7 @@ class PoolStatus(Record):
 
 
 class PoolDownReport(Record):
-    """What `pool down` did; swarms that were not there are left out."""
+    """The result of `pool down`; swarms that did not exist are left out."""
 
     schema_version: Literal[1] = 1
     pool: str
@@ -80,7 +80,7 @@ class PoolDownReport(Record):
 
 
 class PoolService:
-    """What the commands about pools call."""
+    """The operations on pools that commands use."""
 
     def __init__(self, store: SwarmStore | None = None) -> None:
         self._store = store or SwarmStore.open()
@@ -109,7 +109,7 @@ class PoolService:
     def up(
         self, pool: PoolLaunch, request: PoolUpRequest, *, on_change: OnPoolChange | None = None
     ) -> PoolUpReport:
-        """Bring a pool up, or what is missing of it; see `PoolLauncher.up`."""
+        """Bring a pool up, or its missing swarms; see `PoolLauncher.up`."""
         launcher = PoolLauncher(
             self._store,
             max_parallel=request.max_parallel or pool.max_parallel,
@@ -121,7 +121,7 @@ class PoolService:
         return PoolUpReport(pool=pool.name, swarms=tuple(outcomes), interrupted=interrupted)
 
     def status(self, file: Path) -> PoolStatus:
-        """Every swarm of a pool as it is now, all asked at once.
+        """The present state of every swarm of a pool, all asked at once.
 
         Raises:
             ConfigError: the file, or a configuration it names, is wrong.
@@ -137,7 +137,8 @@ class PoolService:
         return PooledSnapshot(name=swarm.name, config=swarm.path, snapshot=snapshot)
 
     def down(self, file: Path) -> PoolDownReport:
-        """Stop every swarm of a pool and verify it; one that cannot be stopped keeps no other.
+        """Stop every swarm of a pool and verify it; one that cannot be stopped does not keep the
+        others.
 
         Raises:
             ConfigError: the file, or a configuration it names, is wrong.

@@ -1,4 +1,4 @@
-"""What callers ask the services for, and what they get back."""
+"""Requests to the services, and their results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class UpRequest(Record):
 
 
 class UpResult(Record):
-    """A swarm that is up, or (with `wait=False`) on its way."""
+    """A swarm that is up, or (with `wait=False`) coming up."""
 
     schema_version: Literal[1] = 1
     name: str
@@ -53,39 +53,39 @@ class PlanReport(Record):
     schema_version: Literal[1] = 1
     plan: DeploymentPlan
     gpus: int
-    gpu_hours: float | None  # until the time limit; None: without one
+    gpu_hours: float | None  # until the time limit; None: there is none
     engine_command: tuple[str, ...]
     scripts: dict[str, str]  # of the scheduler
-    test: tuple[str, ...] | None = None  # what it said; None: it was not asked
+    test: tuple[str, ...] | None = None  # its answer; None: it was not asked
 
 
 class DownResult(Record):
-    """What `down` did to one swarm. `error` is set when something of it may still run."""
+    """The result of `down` for one swarm. `error` is set if parts of it may still run."""
 
     name: str
     stopped: bool
-    forgotten: bool = False  # it was not stopped: nobody can ask for it any more
+    forgotten: bool = False  # it was not stopped: it can never be asked again
     error: str | None = None
     hint: str | None = None
 
 
 class DownReport(Record):
-    """What `down` did to each swarm."""
+    """The result of `down` for each swarm."""
 
     schema_version: Literal[1] = 1
     swarms: tuple[DownResult, ...]
 
 
 class EndpointInfo(Record):
-    """How to talk to a swarm."""
+    """How to reach a swarm."""
 
     schema_version: Literal[1] = 1
     name: str
     url: str  # without /v1
     model: str
     key_file: Path
-    metrics_url: str | None  # Prometheus text; None: it has none of ours
-    metrics_key_file: Path | None  # it asks for a key of its own
+    metrics_url: str | None  # Prometheus text; None: the platform has its own
+    metrics_key_file: Path | None  # they need a key of their own
 
     @property
     def host(self) -> str:
@@ -94,37 +94,37 @@ class EndpointInfo(Record):
 
 
 class JobFailures(Record):
-    """The rows of a job that carry an error, by what their errors have in common; behind them those
-    whose answers count though they are not complete.
+    """The rows of a job that carry an error, grouped by their errors; after them rows whose answers
+    count although they are incomplete.
     """
 
     schema_version: Literal[1] = 1
     job_id: str
     rows_failed: int
-    groups: tuple[FailureGroup, ...]  # of each kind the commonest first
-    rows_unsettled: int = 0  # that `job resume` asks: not asked yet, or failed as a run gave up
-    rows_failed_unsettled: int = 0  # of those: failed; `rows_failed` has them too
+    groups: tuple[FailureGroup, ...]  # of each kind, the most frequent first
+    rows_unsettled: int = 0  # that `job resume` sends: not sent yet, or failed when a run gave up
+    rows_failed_unsettled: int = 0  # of those, failed ones; `rows_failed` includes them
     exported: Path | None = None  # the failed rows with their errors
 
 
 class JobResults(Record):
-    """What a job came to, or what is settled so far, with its first rows."""
+    """The results of a job, or those settled so far, with its first rows."""
 
     schema_version: Literal[1] = 1
     job_id: str
     partial: bool
-    rows: int  # that have a result
-    rows_failed: int  # of those: with an error
+    rows: int  # with a result
+    rows_failed: int  # of those, with an error
     rows_total: int
     columns: dict[str, str]  # their types
     first_rows: tuple[dict[str, Any], ...]
-    exported: Path | None = None  # all of the rows
+    exported: Path | None = None  # all rows
 
 
 class LogRequest(Record):
-    """Read a swarm's logs."""
+    """The request to read a swarm's logs."""
 
-    name: str | None = None  # None: the only live one, or that of the job
+    name: str | None = None  # None: the only live one, or the job's
     source: Literal["replica", "endpoint", "watchdog", "job"] = "replica"
     replica: int | None = None  # None: all
     job_id: str | None = None

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class SubmittedJob(JobHandle):
-    """A job that was submitted: what `submit_job` returns, or an earlier one by `attach`.
+    """A job that was submitted: the result of `submit_job`, or an earlier job by `attach`.
 
-    It works in any process that has the same `$DOMYN_SWARM_HOME`, on every platform, and can be
+    It works in any process with the same `$DOMYN_SWARM_HOME`, on every platform, and can be
     pickled. As JSON (`model_dump_json()`) it is what `job submit` prints and `--handle-json` takes.
     """
 
@@ -45,11 +45,11 @@ class SubmittedJob(JobHandle):
 
     @classmethod
     def of(cls, handle: JobHandle) -> Self:
-        """The job of a handle, such as `JobService.submit` returns."""
+        """The job of a handle, as `JobService.submit` returns it."""
         return cls.model_validate(handle.model_dump())
 
     def status(self) -> JobSnapshot:
-        """What it is doing now, asked where it runs: status, rows that are done, why it waits.
+        """The present state, from its platform: status, settled rows, why it waits.
 
         Raises:
             PlatformError: whether its platform has it cannot be asked.
@@ -59,14 +59,14 @@ class SubmittedJob(JobHandle):
         return JobService().status(self)
 
     def wait(self, *, timeout_s: float | None = None, progress: bool = True) -> JobSnapshot:
-        """Block until it has ended, or the time is up; return what it is doing then.
+        """Wait until it has ended, or the time is up; return its state then.
 
-        How it ended is in `.status` of what is returned (`succeeded`, `partial` where some rows
-        failed, `failed`, …); it raises nothing for that. Ctrl-C ends the waiting, not the job.
+        The result is in `.status` of the returned object (`succeeded`, `partial` if some rows
+        failed, `failed`, …); a failure raises nothing. Ctrl-C ends the wait, not the job.
 
         Args:
-            timeout_s: no longer than so many seconds. None: as long as it takes.
-            progress: show how far it is: a bar in a notebook, a line in a terminal.
+            timeout_s: seconds to wait at most. None: without limit.
+            progress: show the job's progress: a bar in a notebook, a line in a terminal.
 
         Raises:
             PlatformError: whether its platform has it cannot be asked.
@@ -80,7 +80,7 @@ class SubmittedJob(JobHandle):
             ) from None
 
     def cancel(self) -> JobSnapshot:
-        """End this job alone; rows that are done stay done, and `job resume` goes on from there.
+        """End this job only; settled rows are kept, and `job resume` continues from there.
 
         Raises:
             RunsElsewhere: it can only be ended from another host or cluster.
@@ -94,7 +94,7 @@ class SubmittedJob(JobHandle):
         """Its output as a pandas `DataFrame`, or as an Arrow table.
 
         Args:
-            partial: the rows that are settled by now, whether or not the job runs.
+            partial: the rows settled so far, whether or not the job runs.
             arrow: return a `pyarrow.Table`, which needs nothing else.
 
         Raises:
@@ -117,7 +117,8 @@ class SubmittedJob(JobHandle):
         return backend_named("pandas").build(without_json(table.schema), batches, None)
 
     def report(self, path: str | Path | None = None) -> JobReport:
-        """Write a page about it, ended or not: one HTML file; `.path` of what is returned is where.
+        """Write a report about it, running or ended: one HTML file, whose path is `.path` of the
+        result.
 
         Args:
             path: the file. None: in the job's folder.
@@ -131,7 +132,7 @@ class SubmittedJob(JobHandle):
         return JobService().report(self, output=output)
 
     def _followed(self, timeout_s: float | None, *, progress: bool) -> JobSnapshot:
-        """The job once it has ended or the time is up, shown meanwhile."""
+        """The job once it has ended or the time is up, with its progress shown meanwhile."""
         from domyn_swarm.jobs.progress_display import progress_display
         from domyn_swarm.services.jobs import JobService
 

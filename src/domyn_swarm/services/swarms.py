@@ -39,7 +39,7 @@ _PROBES_AT_ONCE = 16
 
 
 class SwarmService:
-    """What commands, the live view and the SDK call."""
+    """The operations that commands, the live view and the SDK use."""
 
     def __init__(self, store: SwarmStore | None = None) -> None:
         self._given = store
@@ -53,8 +53,8 @@ class SwarmService:
 
     @staticmethod
     def prepare(request: UpRequest) -> Launch:
-        """What `up` does, for `report` to show and for `up` to do. Starts nothing, and opens no
-        database.
+        """The launch of a configuration, for `report` to show and for `up` to start. Starts
+        nothing, and opens no database.
 
         Raises:
             ConfigError: the file, a flag, or the layout is wrong.
@@ -71,10 +71,10 @@ class SwarmService:
 
     @staticmethod
     def report(launch: Launch, *, test: bool = False) -> PlanReport:
-        """A launch in full; with `test` the platform is asked whether it would take it.
+        """A launch in full; with `test` the platform is asked whether it would accept it.
 
         Raises:
-            PlatformError: the platform would not take it, or cannot be asked.
+            PlatformError: the platform would refuse it, or cannot be asked.
         """
         from domyn_swarm.config.backends import time_limit_s
 
@@ -94,11 +94,11 @@ class SwarmService:
     def rehearse(
         self, request: UpRequest, told: Mapping[str, Any], *, history: Path | None = None
     ) -> CampaignRehearsal:
-        """How a campaign over a swarm's configuration goes, in virtual time. Starts nothing.
+        """Run a campaign on a swarm's configuration in virtual time. Starts nothing.
 
         Args:
             request: the swarm.
-            told: fields of `Assumptions`; the swarm says the others.
+            told: fields of `Assumptions`; the others follow from the swarm.
             history: past jobs of the site, as `printed.HISTORY` prints them: how long they waited,
                 and how often they were preempted or lost their nodes.
 
@@ -150,9 +150,9 @@ class SwarmService:
         )
 
     def starts(self, swarm: LiveSwarm, counts: Sequence[int | None]) -> list[str | None]:
-        """What the scheduler says of when it would start so many replicas, as a swarm of their own
-        (`sbatch --test-only`); why it would not where it says that. None: there is no scheduler, or
-        as many replicas are up.
+        """The scheduler's estimate of when it would start so many replicas, as a swarm of their own
+        (`sbatch --test-only`), or its reason against it. None: there is no scheduler, or that many
+        replicas are up.
         """
         if swarm.plan.backend != "slurm":
             return [None] * len(counts)
@@ -184,7 +184,7 @@ class SwarmService:
         on_change: OnChange | None = None,
     ) -> UpResult:
         """Bring a swarm up, or wait for the one of that name and configuration that is coming up;
-        see `SwarmJoining.up`. `timeout_s` is for everything, the queue included.
+        see `SwarmJoining.up`. `timeout_s` covers everything, the queue included.
         """
         from domyn_swarm.swarm.joining import SwarmJoining, Waiting
 
@@ -200,7 +200,7 @@ class SwarmService:
         timeout_s: float | None = None,
         on_change: OnChange | None = None,
     ) -> UpResult:
-        """Wait until a swarm is ready, the only live one when no name is given; see
+        """Wait until a swarm is ready, the only live one if no name is given; see
         `SwarmJoining.wait`.
         """
         from domyn_swarm.swarm.joining import SwarmJoining, Waiting
@@ -210,7 +210,7 @@ class SwarmService:
         return _up_result(swarm, ready=True, launched=False)
 
     def status(self, name: str | None) -> SwarmSnapshot:
-        """A swarm as it is now, its jobs included; the only live one when no name is given.
+        """A swarm's present state, including its jobs; the only live one if no name is given.
 
         Raises:
             SwarmNotFound: there is none of that name.
@@ -227,8 +227,8 @@ class SwarmService:
         return snapshot.model_copy(update={"usage": used})
 
     def history(self, name: str) -> tuple[ReplicaEvent, ...]:
-        """What a swarm's replicas went through since it was launched, the oldest first; the newest
-        2,000 changes, and none where its collector does not answer or is not reached from here.
+        """The changes of a swarm's replicas since it was launched, the oldest first; the newest
+        2,000, and none if its collector does not answer or is not reached from here.
 
         Raises:
             SwarmNotFound: there is none of that name.
@@ -245,7 +245,7 @@ class SwarmService:
             StateError: there is none, or there are several.
         """
         records = self._store.swarms()
-        if len(records) > 1:  # some may have ended without a word
+        if len(records) > 1:  # some may have ended without a record
             records = [one for one in map(self._now, records) if one.phase.live]
         names = [record.name for record in records]
         if not names:
@@ -257,7 +257,7 @@ class SwarmService:
         return names[0]
 
     def list(self, probe: bool = True) -> list[SwarmSnapshot]:
-        """Every live swarm; with `probe` as it is now, all asked at once."""
+        """Every live swarm; with `probe` in its present state, all asked at once."""
         records = self._store.swarms()
         if not probe:
             return [snapshot_of(record) for record in records]
@@ -279,8 +279,8 @@ class SwarmService:
     ) -> tuple[DownResult, ...]:
         """Stop swarms, one after the other; one that cannot be stopped does not keep the others.
 
-        With `forget` nothing is stopped: what cannot be asked, because its host or cluster is gone
-        for good, is recorded as stopped, with its jobs.
+        With `forget` nothing is stopped: a swarm that cannot be asked, because its host or cluster
+        no longer exists, is recorded as stopped, with its jobs.
 
         Raises:
             SwarmNotFound: a name is unknown; nothing was stopped.
@@ -308,11 +308,11 @@ class SwarmService:
         return DownResult(name=name, stopped=not forget, forgotten=forget)
 
     def scale(self, name: str, replicas: int) -> SwarmSnapshot:
-        """Have a swarm run so many replicas; see `SwarmLifecycle.scale`."""
+        """Set the number of replicas of a swarm; see `SwarmLifecycle.scale`."""
         return take_snapshot(SwarmLifecycle(self._store).scale(name, replicas))
 
     def endpoint(self, name: str | None) -> EndpointInfo:
-        """How to talk to a swarm.
+        """How to reach a swarm.
 
         Raises:
             StateError: it has no endpoint now.
@@ -331,11 +331,11 @@ class SwarmService:
         )
 
     def scrape_config(self, name: str | None) -> dict[str, Any]:
-        """What Prometheus is to be told (`prometheus.yml`), once for this swarm and all others of
-        its home: the files that are watched say where each is now.
+        """The configuration of Prometheus (`prometheus.yml`), once for this swarm and all others of
+        its home: the watched files contain the present address of each.
 
         Raises:
-            StateError: the platform watches the replicas, so that there is nothing to scrape.
+            StateError: the platform watches the replicas, so there is nothing to scrape.
         """
         swarm = rehydrate(self._store.swarm(name or self.only_live()))
         if swarm.plan.backend == "lepton":
@@ -367,10 +367,10 @@ def _up_result(swarm: LiveSwarm, *, ready: bool, launched: bool) -> UpResult:
 
 
 def _of_history(path: Path) -> dict[str, Any]:
-    """What past jobs tell: how long they waited, how often one was taken away or lost its node.
+    """What past jobs show: how long they waited, how often one was preempted or lost its node.
 
     Raises:
-        ConfigError: the file cannot be read, or tells of no job.
+        ConfigError: the file cannot be read, or contains no job.
     """
     from domyn_swarm.backends.slurm.printed import HISTORY, history
 
@@ -382,6 +382,6 @@ def _of_history(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}.", hint=f"Write it with: {HISTORY} > past") from None
     hours = sum(one.lasted_s for one in jobs) / 3600
     if not hours:
-        raise ConfigError(f"{path} tells of no job that has run.", hint=f"Write it with: {HISTORY}")
+        raise ConfigError(f"{path} contains no job that has run.", hint=f"Write it with: {HISTORY}")
     taken = sum(one.state in ("PREEMPTED", "NODE_FAIL", "REQUEUED") for one in jobs)
     return {"wait_s": tuple(one.waited_s for one in jobs), "preempted_per_h": taken / hours}

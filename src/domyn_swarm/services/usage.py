@@ -1,7 +1,7 @@
 """`UsageService`: what GPUs were used for, by swarm, replica, job and user.
 
-Of a swarm that runs it is put together anew from what its programs, its jobs and its scheduler say.
-Once it is over the spans are kept outside of its folder, where they stay when that goes.
+For a running swarm this is computed from the records of its programs, its jobs and its scheduler.
+Once it is over the spans are stored outside its folder, and stay when that is removed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from domyn_swarm.swarm.whereabouts import is_elsewhere
 _log = get_logger(__name__)
 
 _KEPT = "spans.jsonl"
-_QUICK_BYTES = 4_000_000  # of a ledger are read for who only wants to look
+_QUICK_BYTES = 4_000_000  # bytes of a ledger that are read for a display
 
 
 class UsageService:
-    """What `usage`, `status`, reports and Python call."""
+    """The operations that `usage`, `status`, reports and Python use."""
 
     def __init__(
         self, store: SwarmStore | None = None, clock: Callable[[], datetime] = utc_now
@@ -58,19 +58,19 @@ class UsageService:
         since: datetime | None = None,
         tag: str | None = None,
     ) -> UsageReport:
-        """What GPUs of this home's swarms were used for, those of swarms that are gone included.
+        """What GPUs of this home's swarms were used for, including swarms that were removed.
 
         Args:
-            swarm: only swarms that had this name, one after the other.
-            job: only what was spent on this job, or waited for it; by its id or external id.
+            swarm: only swarms that had this name at any time.
+            job: only time spent on this job, or waiting for it; by its id or external id.
             user: only this user's: see `UserUsage`.
-            since: only what was after that moment.
+            since: only time after that moment.
             tag: only the swarm that carries it.
 
         Raises:
             SwarmNotFound: no swarm ever had that name, or none since the ledger is kept.
             JobNotFound: no swarm worked for such a job.
-            StateError: nothing in the ledger is of that user.
+            StateError: the ledger has no entry of that user.
         """
         now = self._clock()
         unread: list[str] = []
@@ -91,7 +91,7 @@ class UsageService:
             )
         if user is not None and not sums.users and not unread:
             raise StateError(
-                f"Nothing in the ledger is of the user {user!r}.",
+                f"The ledger has no entry of the user {user!r}.",
                 hint="`domyn-swarm usage --json` names them under `users`.",
             )
         return sums.report(now, unread, only=wanted is not None or user is not None)
@@ -119,12 +119,12 @@ class UsageService:
     def _job_id(self, ref: str) -> str:
         try:
             return self._store.job(ref).job_id
-        except JobNotFound:  # forgotten with its swarm: the ledger knows its id
+        except JobNotFound:  # removed with its swarm: the ledger has its id
             return ref
 
     def quick(self, tag: str) -> Usage | None:
-        """The sum of one swarm, without asking a scheduler; None: there is too much to be read at
-        once, nothing, or it cannot be read.
+        """The sum of one swarm, without asking a scheduler; None: there is too much to read,
+        nothing, or it cannot be read.
         """
         try:
             for entry in self._chosen(None, tag):
@@ -139,13 +139,13 @@ class UsageService:
 
     @staticmethod
     def _is_small(entry: SwarmEntry) -> bool:
-        """Whether it takes no time to speak of to read what its programs wrote."""
+        """Whether the records of its programs are read in no noticeable time."""
         folder = ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
         return ledger_files.size_bytes(folder) <= _QUICK_BYTES
 
     def spans(self, swarm: str, begin: float, end: float) -> dict[int, list[Span]]:
-        """What replicas of swarms of a name did between two moments; nothing where no ledger can
-        be read. No scheduler is asked.
+        """The time of replicas of swarms of a name between two moments; empty if no ledger can be
+        read. No scheduler is asked.
         """
         found: dict[int, list[Span]] = {}
         for entry in ledger.entries():
@@ -168,11 +168,11 @@ class UsageService:
     def swarm_spans(
         self, entry: SwarmEntry, now: datetime | None = None, *, ask: bool = True
     ) -> SwarmSpans:
-        """What the replicas of a swarm did; once it is over that is kept. Without `ask` no
+        """The time of a swarm's replicas; once it is over that is stored. Without `ask` no
         scheduler is asked.
 
         Raises:
-            OSError, ValueError: what was kept cannot be read.
+            OSError, ValueError: the stored spans cannot be read.
         """
         kept = ledger.entry_folder(entry.tag) / _KEPT
         if kept.exists():
@@ -186,18 +186,18 @@ class UsageService:
         return swarm_spans
 
     def keep(self, tag: str) -> None:
-        """Keep what a swarm did that has just ended, if all is known of it by now, and soon read;
-        else whoever asks next does. Never raises: the swarm has ended.
+        """Store the spans of a swarm that has just ended, if they are complete, and quick to read;
+        otherwise the next caller does. Never raises: the swarm has ended.
         """
         try:
             for entry in self._chosen(None, tag):
                 if self._is_small(entry):
                     self.swarm_spans(entry)
         except (OSError, ValueError) as error:
-            _log.warning("what %s was used for is not kept yet: %s", tag, error)
+            _log.warning("the usage of %s is not stored yet: %s", tag, error)
 
     def settle(self, tag: str) -> None:
-        """Keep what is known of a swarm that is over and about to be forgotten, unless it is kept.
+        """Store what is known of a swarm that is over and about to be removed, unless it is stored.
 
         Raises:
             OSError: it cannot be written.
@@ -220,7 +220,7 @@ class UsageService:
     def _gathered(
         self, entry: SwarmEntry, record: SwarmRecord | None, now: float, *, live: bool, ask: bool
     ) -> tuple[SwarmSpans, bool]:
-        """What is known now, and whether nothing more will be."""
+        """The spans known now, and whether they are complete."""
         written = ledger_files.read(
             ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
         )
@@ -255,7 +255,7 @@ class UsageService:
         return swarm_spans, sure and not goes_on
 
     def _jobs(self, entry: SwarmEntry, over_at: float | None) -> list[JobRecord]:
-        """The jobs of a swarm, not of others that had its name before or after."""
+        """The jobs of a swarm, without those of other swarms that had its name."""
         return [
             job
             for job in self._store.jobs(entry.name)
@@ -268,7 +268,7 @@ class UsageService:
 def _told(
     entry: SwarmEntry, record: SwarmRecord | None, written: Written
 ) -> tuple[PlatformTimes, bool]:
-    """What the scheduler says of the swarm's tasks, and whether that is its last word."""
+    """The scheduler's times of the swarm's tasks, and whether they are final."""
     arrays = {one.job.partition("_")[0] for one in written.tasks}
     if record is not None:
         ids = [str(part["platform_id"]) for part in record.parts if part["kind"] == "replica"]
@@ -296,19 +296,19 @@ def _told(
 
 
 def _ended_at(job: JobRecord) -> datetime | None:
-    """When a job ended, also where nobody has looked at it since: its record is told late."""
+    """When a job ended, even if nothing has updated its record since."""
     if job.ended_at is not None or job.handle is None:
         return job.ended_at
     try:
         ended = read_exit(Path(job.handle.exit_path))
-    except (OSError, ValueError):  # damaged: nothing is known of its end
+    except (OSError, ValueError):  # damaged: its end is not known
         return None
     return ended.ended_at if ended is not None and ended.conclusive else None
 
 
 def _asking(job: JobRecord, entry: SwarmEntry, now: float) -> list[gpu_time.Asking]:
-    """What a job wanted of a swarm; one of an earlier swarm of the name, which may have died with
-    it, nothing before it was heard of again.
+    """The demand of a job on a swarm. A job of an earlier swarm of the name may have died with it;
+    it has none before it reported again.
     """
     from domyn_swarm.services.time_series import (  # here: `down` and `list` need neither
         asking_of,

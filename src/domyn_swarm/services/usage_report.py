@@ -1,4 +1,4 @@
-"""What GPUs were used for, in numbers: what `usage --json` prints, and how it is added up."""
+"""GPU time in numbers: the contents of `usage --json`, and how they are added up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ReplicaUsage(Usage):
 
 
 class SwarmUsage(Usage):
-    """One swarm, over all its replicas; one that took an ended one's name is another."""
+    """One swarm, over all its replicas; a later swarm of the same name is separate."""
 
     name: str
     tag: str
@@ -39,7 +39,7 @@ class SwarmUsage(Usage):
 
 
 class JobUsage(Usage):
-    """What replicas spent on a job, and what they waited for it."""
+    """The replica time that a job used, and that waited for it."""
 
     job_id: str
     name: str
@@ -54,7 +54,7 @@ class UserUsage(Usage):
 
 
 class UsageReport(Record):
-    """What was asked for, by swarm, job and user."""
+    """The requested usage, by swarm, job and user."""
 
     schema_version: Literal[1] = 1
     since: datetime | None  # null: from the beginning
@@ -77,7 +77,9 @@ class Used(NamedTuple):
 
 
 class Energy:
-    """What a replica used, by what its watchdogs counted: evenly between two of their readings."""
+    """The energy of a replica from its watchdogs' readings, interpolated linearly between two of
+    them.
+    """
 
     def __init__(self, watches: Sequence[Watch]) -> None:
         self._curves: list[tuple[list[float], list[float]]] = []
@@ -88,7 +90,7 @@ class Energy:
                 self._curves.append((times, [known[at] for at in times]))
 
     def used(self, begin: float, end: float) -> Used | None:
-        """Between two moments; None: nobody counted."""
+        """Energy between two moments; None: not measured."""
         found = Used(0.0, 0.0)
         for times, counted in self._curves:
             first, last = max(begin, times[0]), min(end, times[-1])
@@ -99,7 +101,7 @@ class Energy:
 
 
 def _at(times: Sequence[float], counted: Sequence[float], moment: float) -> float:
-    """On the line through the readings, within them."""
+    """The value at a moment, on the line through the two nearest readings."""
     at = min(max(1, bisect_right(times, moment)), len(times) - 1)
     share = (moment - times[at - 1]) / (times[at] - times[at - 1])
     return counted[at - 1] + (counted[at] - counted[at - 1]) * share
@@ -110,12 +112,12 @@ def _at(times: Sequence[float], counted: Sequence[float], moment: float) -> floa
 
 @dataclass(frozen=True)
 class SwarmSpans:
-    """What the replicas of one swarm did over time."""
+    """The time of a swarm's replicas."""
 
     entry: SwarmEntry
     spans: Mapping[int, Sequence[Span]]  # of each replica, the time in the queue included
-    used: Mapping[int, Sequence[Used | None]]  # the energy of each of them
-    allocations: Mapping[int, int]  # how many each replica had
+    used: Mapping[int, Sequence[Used | None]]  # energy of each replica
+    allocations: Mapping[int, int]  # GPUs of each replica
     jobs: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name and user by id
     live: bool = False
 
@@ -137,7 +139,7 @@ class _Sum:
             self._counted_gpu_s += used.counted_s * one.gpus
 
     def fields(self) -> dict[str, Any]:
-        """Those of a `Usage`."""
+        """The fields of a `Usage`."""
         ordered = sorted(self._times.items(), key=lambda item: (_ORDER[item[0][0]], item[0][1]))
         uses = tuple(
             UseTime(use=use, cause=cause, replica_s=round(spent, 3), gpu_s=round(gpu_s, 3))
@@ -157,7 +159,7 @@ class UsageSums:
     """All sums of a report."""
 
     def __init__(self, since: datetime | None) -> None:
-        """Of what was after `since`; None: of all."""
+        """Of time after `since`; None: of all."""
         self._from = since
         self._since = -math.inf if since is None else since.timestamp()
         self._total = _Sum()
@@ -166,7 +168,7 @@ class UsageSums:
         self.users: dict[str, _Sum] = {}
 
     def add(self, swarm_spans: SwarmSpans, job: str | None, user: str | None) -> None:
-        """Take in what was spent on `job`, and is `user`'s; None: whatever it is."""
+        """Add what was spent on `job`, and belongs to `user`; None: any."""
         swarm, replicas = _Sum(), dict[int, _Sum]()
         for replica, spans in swarm_spans.spans.items():
             for one, used in zip(spans, swarm_spans.used[replica], strict=True):
@@ -195,8 +197,8 @@ class UsageSums:
             self._swarms.append((swarm_spans, swarm, replicas))
 
     def report(self, now: datetime, unread: Sequence[str], *, only: bool) -> UsageReport:
-        """The whole. `only`: of a job or a user, so that a swarm's own numbers are not all of it,
-        and its allocations are not counted.
+        """The report. `only`: restricted to a job or a user, so a swarm's own numbers are
+        incomplete and its allocations are not counted.
         """
         owners = {
             job: user

@@ -1,4 +1,4 @@
-"""What is taken to happen to a campaign, and how it goes: see `campaign_simulation`."""
+"""The assumptions and the result of a rehearsed campaign; `campaign_simulation` runs it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from domyn_swarm.watchdog_rules import Spec
 
 
 class Assumptions(Record):
-    """What is taken to happen. Times in seconds; those that are drawn have these means."""
+    """The assumptions about a campaign. Times in seconds; for those that are drawn, these are the
+    means.
+    """
 
     rows: Annotated[int, Meta(gt=0)]
-    row_s: Annotated[float, Meta(gt=0)] = 20.0  # that a row is in flight
-    row_cv: Annotated[float, Meta(ge=0)] = 1.0  # deviation of that by its mean; lognormal
-    in_flight: Annotated[int, Meta(gt=0)] = 16  # rows at once at each replica
+    row_s: Annotated[float, Meta(gt=0)] = 20.0  # seconds that a row is in flight
+    row_cv: Annotated[float, Meta(ge=0)] = 1.0  # standard deviation divided by the mean; lognormal
+    in_flight: Annotated[int, Meta(gt=0)] = 16  # rows in flight at each replica
     replicas: Annotated[int, Meta(gt=0)]
     gpus_per_replica: Annotated[int, Meta(ge=0)] = 1
     limit_s: tuple[float, float] | None = None  # of an allocation: drawn between these
@@ -31,7 +33,7 @@ class Assumptions(Record):
     wait_s: tuple[float, ...] = (300.0,)  # in the queue: the mean, or waits to draw from
     start_s: Annotated[float, Meta(ge=0)] = 240.0  # from an allocation to a replica that serves
     preempted_per_h: Annotated[float, Meta(ge=0)] = 0.0  # of each replica's allocation
-    job_preempted_per_h: Annotated[float, Meta(ge=0)] = 0.0  # of the job's
+    job_preempted_per_h: Annotated[float, Meta(ge=0)] = 0.0  # of the job's allocation
     grace_s: Annotated[float, Meta(ge=0)] = 30.0  # from a preemption's signal to the kill
     failures_per_h: Annotated[float, Meta(ge=0)] = 0.0  # of each engine
     stop_after_s: Annotated[float, Meta(gt=0)] | None = None
@@ -40,15 +42,15 @@ class Assumptions(Record):
 
 
 class Rules(NamedTuple):
-    """What the swarm's plan says."""
+    """The rules that follow from the swarm's plan."""
 
     watchdog: Spec
     drain_s: float  # before an allocation's end; 0: it is not warned
-    supervised: bool = True  # what was preempted or reached its limit comes back
+    supervised: bool = True  # whether a preempted or expired allocation is requeued
 
 
 class Forecasted(Record):
-    """What the job would have said of the time left when half of its rows were done."""
+    """The job's forecast of its remaining time when half of its rows were settled."""
 
     expected_s: float
     low_s: float
@@ -57,29 +59,29 @@ class Forecasted(Record):
 
 
 Ended = Literal["settled", "budget", "stop_after", "fruitless", "no_replica", "never"]
-"""`never`: not within ten years, or allocation after allocation brings it no nearer to its end."""
+"""`never`: not within ten years, or repeated allocations make no progress."""
 
 
 class Rehearsed(Record):
-    """How a campaign went. Hours are of GPUs, or of replicas where those have none."""
+    """The course of a campaign. Hours are GPU-hours, or replica-hours if replicas have no GPUs."""
 
     schema_version: Literal[1] = 1
     ended: Ended
     rows: int
     rows_settled: int
-    rows_asked_again: int  # they were in flight as their replica or the job was ended
-    by_hand: int  # times that somebody had to do something
+    rows_asked_again: int  # they were in flight when their replica or the job was ended
+    by_hand: int  # times that a user had to intervene
     duration_s: float
     used_h: float  # from allocation to its end
-    ideal_h: float  # each settled row once, at full slots
-    efficiency: float  # ideal by used
-    idle_h: dict[str, float]  # the rest by cause
+    ideal_h: float  # each settled row once, with all slots busy
+    efficiency: float  # ideal divided by used
+    idle_h: dict[str, float]  # the rest, by cause
     happened: dict[str, int]
-    forecast: Forecasted | None  # None: it ended before half
+    forecast: Forecasted | None  # None: it ended before half of the rows
 
 
 class Alternative(Record):
-    """The same campaign with one thing changed."""
+    """The same campaign with one setting changed."""
 
     changed: str
     duration_s: float
@@ -88,7 +90,7 @@ class Alternative(Record):
 
     @classmethod
     def of(cls, changed: str, went: Rehearsed) -> Alternative:
-        """What became of it."""
+        """The result of a campaign."""
         return cls(
             changed=changed,
             duration_s=went.duration_s,
@@ -98,7 +100,7 @@ class Alternative(Record):
 
 
 def variations(given: Assumptions, rules: Rules) -> Sequence[tuple[str, Assumptions, Rules]]:
-    """The same with one setting changed, each with its words."""
+    """The same campaign with one setting changed, each with its description."""
     tried: list[tuple[str, Assumptions, Rules]] = [
         (f"replicas {count}", given.model_copy(update={"replicas": count}), rules)
         for count in (max(1, given.replicas // 2), 2 * given.replicas)
@@ -128,17 +130,17 @@ def variations(given: Assumptions, rules: Rules) -> Sequence[tuple[str, Assumpti
 
 
 class CampaignRehearsal(Record):
-    """What `rehearse` prints."""
+    """The output of `rehearse`."""
 
     schema_version: Literal[1] = 1
     assumptions: Assumptions
     result: Rehearsed
     alternatives: tuple[Alternative, ...]
-    remarks: tuple[str, ...] = ()  # what of the configuration is not rehearsed as it is
+    remarks: tuple[str, ...] = ()  # parts of the configuration that are not rehearsed
 
 
 def rules_of(plan: DeploymentPlan, ctx: DeploymentContext) -> Rules:
-    """What a swarm's plan says of how its replicas end and start again."""
+    """The rules by which replicas of a swarm's plan end and start again."""
     paths = SwarmPaths.of(plan.home_directory, plan.name)
     if plan.backend != "slurm":
         told = build_watchdog_spec(plan, ctx, paths, 0, host="")
@@ -148,11 +150,11 @@ def rules_of(plan: DeploymentPlan, ctx: DeploymentContext) -> Rules:
     return Rules(Spec(**told), drain_window_s(config, time_limit_s(config.time_limit)))
 
 
-_MOST_SLOTS = 2_000_000  # rows at once: each is drawn where its replica ends
+_MOST_SLOTS = 2_000_000  # slots: rows are drawn one by one where their replica ends
 
 
 def refuse_impossible(given: Assumptions, rules: Rules) -> None:
-    """Refuse what no campaign can be, or none that is rehearsed in a while.
+    """Refuse assumptions that are impossible, or take too long to rehearse.
 
     Raises:
         ConfigError: says which.

@@ -1,16 +1,17 @@
-"""A campaign rehearsed in virtual time: a swarm of many replicas, one job, and what the scheduler
-does to both, as events in a queue.
+"""A campaign rehearsed in virtual time: a swarm of many replicas, one job, and the scheduler's
+actions on both, as events in a queue.
 
-The rules are those that run on the nodes, imported: when a replica drains before its time limit
-(`slurm/layout`), how long that may take (its watchdog's spec), when an engine starts again
-(`Restarts`), when a job is told to finish, runs once more or ends (`slurm/job_runs`), to which
-replica a row goes (`dispatch`), what a job costs (`jobs/gpu_hours`), and what it says of the
-time that it still takes (`forecaster`).
+The rules are imported from the code that runs on the nodes: when a replica drains before its time
+limit (`slurm/layout`), how long that may take (its watchdog's spec), when an engine is restarted
+(`Restarts`), when a job is signalled, runs again or ends (`slurm/job_runs`), to which replica a row
+goes (`dispatch`), what a job costs (`jobs/gpu_hours`), and its forecast of the remaining time
+(`forecaster`).
 
-Rows in the slots of a replica are a renewal process (Cox, *Renewal Theory*, 1962): while all is
-well, work is done as fast as there are slots, and no single row is looked at. Where slots end
-(a limit, a preemption, the job's own end), the row in each is drawn: in proportion to its cost, at
-a point of it where all are alike. The last rows of the job are events of their own.
+Rows in the slots of a replica are a renewal process (Cox, *Renewal Theory*, 1962): without
+disturbances, work proceeds at a rate set by the number of slots, and no single row is simulated.
+Where slots end (a limit, a preemption, the job's own end), the row in each is drawn: in proportion
+to its cost, at a uniformly distributed point of it. The last rows of the job are events of their
+own.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ from domyn_swarm.swarm.campaign_slots import Cut, Slots
 from domyn_swarm.watchdog_rules import Restarts, Spec
 
 _HOUR_S = 3600.0
-_REQUEUED_S = 120.0  # before Slurm starts what was requeued again (`cred_expire`)
-_JOB_STARTS_S = 10.0  # of a job's run: its program, its input
-_LAST_ROUNDS = 2.0  # of rows, which are events of their own
-_LOOK_S = 600.0  # between two looks at how far the job is
+_REQUEUED_S = 120.0  # before Slurm restarts a requeued job (`cred_expire`)
+_JOB_STARTS_S = 10.0  # start of a job's run: its program, its input
+_LAST_ROUNDS = 2.0  # rows at the end that are simulated one by one
+_LOOK_S = 600.0  # between two updates of the job's forecast
 _LONGEST_S = 10 * 365 * 86_400.0
-_IN_VAIN = 200  # allocations of each replica, since all of them together came nearer to the end
+_IN_VAIN = 200  # allocations of each replica without progress of all of them together
 _LENGTH = 1000  # characters: all prompts are alike here
 
 
 class _Replica:
-    """One place of the array; `life` tells events of an earlier allocation."""
+    """A place of the array; `life` identifies events of an earlier allocation."""
 
     __slots__ = ("life", "restarts", "served_from", "state")
 
@@ -61,7 +62,7 @@ class _Replica:
 
 
 class _Course:
-    """One campaign from its begin to its end."""
+    """One campaign from begin to end."""
 
     def __init__(self, given: Assumptions, rules: Rules) -> None:
         self._given = given
@@ -76,7 +77,7 @@ class _Course:
         self._replicas = [_Replica(rules.watchdog) for _ in range(given.replicas)]
         self._states: Counter[str] = Counter()
         self._left_s = given.rows * given.row_s  # of slots
-        self._nearest_s = self._left_s  # the least of that so far
+        self._nearest_s = self._left_s  # the minimum of that so far
         self._in_vain = 0  # allocations since then
         self._again = 0
         self._used_s = 0.0  # of replicas
@@ -95,7 +96,7 @@ class _Course:
     # -- events ----------------------------------------------------------------------------------
 
     def run(self) -> Rehearsed:
-        """To its end."""
+        """Run to the end."""
         for index in range(len(self._replicas)):
             self._wait_for(index, self._wait_s())
         self._at(self._wait_s(), "job begins", -1, 0)
@@ -134,7 +135,7 @@ class _Course:
             heapq.heappush(self._events, (self._now + after_s, self._number, kind, index, life))
 
     def _pass_to(self, at: float) -> None:
-        """Let time pass in which nothing happens."""
+        """Advance time without an event."""
         for_s = at - self._now
         working = self._states["working"]
         if self._job_up:
@@ -152,7 +153,7 @@ class _Course:
             self._ended = "budget"
 
     def _is_in_vain(self) -> bool:
-        """Whether allocation after allocation brings it no nearer to its end."""
+        """Whether repeated allocations make no progress."""
         if self._left_s < self._nearest_s:
             self._nearest_s, self._in_vain = self._left_s, 0
         return self._in_vain > _IN_VAIN * len(self._replicas)
@@ -180,7 +181,7 @@ class _Course:
         one.state = state
 
     def _begins(self, index: int) -> None:
-        """It has its GPUs."""
+        """The replica gets its GPUs."""
         given, life = self._given, self._replicas[index].life
         self._happened["allocations"] += 1
         self._in_vain += 1
@@ -199,7 +200,7 @@ class _Course:
         self._at(self._rate_s(self._given.failures_per_h), "fails", index, one.life)
 
     def _fails(self, index: int) -> None:
-        """Its engine dies, with what it has in flight."""
+        """The engine fails, and loses the rows in flight."""
         one = self._replicas[index]
         if one.state != "working":
             return
@@ -216,7 +217,9 @@ class _Course:
         self._at(pause_s + self._given.start_s, "ready", index, one.life)
 
     def _drains(self, index: int, cause: str, window_s: float) -> None:
-        """It takes no more rows, and ends when those in flight have ended, or its time."""
+        """The replica accepts no more rows, and ends when those in flight have ended, or its time
+        is up.
+        """
         one = self._replicas[index]
         self._happened[cause] += 1
         cut = self._slots.cut(self._ages_s(one), window_s)
@@ -240,14 +243,14 @@ class _Course:
     # -- rows ------------------------------------------------------------------------------------
 
     def _ages_s(self, *replicas: _Replica) -> list[float]:
-        """For how long each of them has had rows, of those that have some."""
+        """For each replica with rows, how many seconds it has had rows."""
         if not self._job_up:
             return []
         working = [one for one in replicas if one.state == "working"]
         return [self._now - max(one.served_from, self._job_from) for one in working]
 
     def _lose(self, cut: Cut, held_s: float) -> None:
-        """Take the end of some slots into account; `held_s`: that their replica is kept for it."""
+        """Account for the end of some slots; `held_s`: how long their replica is kept for it."""
         slots = self._given.in_flight
         self._left_s += cut.lost_s - cut.busy_s
         self._again += cut.lost
@@ -284,8 +287,8 @@ class _Course:
         self._at(ends_s, "job stops", -1, self._job_life)
 
     def _job_stops(self) -> None:
-        """It is told to finish: rows in flight end, and replicas are without work until its next
-        run.
+        """The job is signalled to stop: rows in flight end, and replicas are without work until its
+        next run.
         """
         limit_s = self._given.job_limit_s
         window_s = self._given.grace_s if limit_s is None else float(job_warning_s(limit_s) or 0)
@@ -297,7 +300,7 @@ class _Course:
         self._at(_REQUEUED_S + self._wait_s() + _JOB_STARTS_S, "job begins", -1, self._job_life)
 
     def _look(self) -> None:
-        """As a worker does, so that the forecast is that of the job."""
+        """Update the forecast as a worker does."""
         given, settled = self._given, self._settled
         slots = self._states["working"] * given.in_flight if self._job_up else 0
         mean, square = given.row_s, given.row_s**2 * (1 + given.row_cv**2)
@@ -333,7 +336,7 @@ class _Course:
         return True
 
     def _answer_last_rows(self) -> None:
-        """Each of them is an event, and goes to the replica that a job would choose."""
+        """Simulate each of them as an event; it goes to the replica that a job would choose."""
         given = self._given
         working = self._states["working"]
         _, left = self._slots.rows(self._ages_s(*self._replicas))
@@ -389,5 +392,5 @@ class _Course:
 
 
 def rehearse(given: Assumptions, rules: Rules) -> Rehearsed:
-    """How a campaign goes under these assumptions; the same for the same seed."""
+    """The course of a campaign under these assumptions; the same for the same seed."""
     return _Course(given, rules).run()

@@ -1,4 +1,4 @@
-"""From a record to a live object: the one way back from the database."""
+"""Builds the live object of a record: the only way back from the database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from domyn_swarm.state import SwarmRecord
 
 @dataclass(frozen=True)
 class LiveSwarm:
-    """A recorded swarm with everything needed to ask and to change it."""
+    """A recorded swarm, with everything needed to query and to change it."""
 
     record: SwarmRecord
     plan: DeploymentPlan
@@ -23,12 +23,12 @@ class LiveSwarm:
 
     @property
     def backend(self) -> ServingBackend:
-        """The platform it runs on, ready to be asked; not needed to tell what its record says."""
+        """The backend of its platform; not needed for what the record says."""
         return serving_backend(self.record.backend)
 
     @cached_property
     def handle(self) -> ServingHandle:
-        """How the platform knows it; replicas that were taken out are no part of it. Parts of a
+        """The handle of its recorded parts, without replicas that were removed. The parts of a
         record are validated once, since neither changes.
         """
         parts = [PlatformPart.model_validate(part) for part in self.record.parts]
@@ -43,7 +43,7 @@ class LiveSwarm:
         )
 
     def handle_now(self) -> ServingHandle:
-        """The same with the replicas that an elastic swarm has now, as the platform knows them.
+        """The handle with the current replicas of an elastic swarm, as found on the platform.
 
         Raises:
             PlatformError: it cannot be asked.
@@ -57,7 +57,7 @@ class LiveSwarm:
         return handle.model_copy(update={"parts": tuple(parts)})
 
     def with_record(self, record: SwarmRecord) -> LiveSwarm:
-        """The same swarm after its record has changed."""
+        """The same swarm with a changed record."""
         return replace(self, record=record)
 
 

@@ -1,4 +1,4 @@
-"""What a swarm's folder holds when it is launched, and when it has ended."""
+"""The files of a swarm's folder when it is launched, and when it has ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = get_logger(__name__)
 
 
 def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
-    """What was asked and derived, the keys, and the swarm's entry in the ledger.
+    """Write the configuration, the plan, the keys, and the swarm's entry in the ledger.
 
     Raises:
         OSError: the folder cannot be written.
@@ -42,7 +42,7 @@ def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
     write_private(paths.collector_key, secrets.token_urlsafe(32))
     write_private_once(paths.metrics_key, secrets.token_urlsafe(32))
     record, layout = swarm.record, swarm.plan.layout
-    if record.backend == "lepton":  # nobody of ours is beside its engines
+    if record.backend == "lepton":  # no program of ours runs beside its engines
         return
     entry = ledger.SwarmEntry(
         tag=record.tag,
@@ -58,7 +58,9 @@ def write_launch_files(swarm: LiveSwarm, config: DomynLLMSwarmConfig) -> None:
 
 
 def user_name(uid: int | None = None) -> str:
-    """Of a user, by default of whoever runs this; the number where the system knows no name."""
+    """The name of a user, by default of the user that runs this; the uid if the system has no name
+    for it.
+    """
     number = os.getuid() if uid is None else uid
     try:
         return pwd.getpwuid(number).pw_name
@@ -67,12 +69,14 @@ def user_name(uid: int | None = None) -> str:
 
 
 def _chosen_key() -> str | None:
-    """The clients' key when the user brings one; otherwise one is generated."""
+    """The clients' key that the user provides; otherwise one is generated."""
     return os.environ.get("DOMYN_SWARM_API_TOKEN") or os.environ.get("VLLM_API_KEY")
 
 
 def _clear_last_run(paths: SwarmPaths, tag: str) -> None:
-    """A name may be used again: nothing of the last swarm's serving state may be believed."""
+    """Remove the serving state of an earlier swarm of the same name, so that it is not taken for
+    this one's.
+    """
     private_dir(paths.root)
     for folder in (paths.endpoint.parent, paths.scripts, paths.api_key.parent, paths.logs):
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +86,7 @@ def _clear_last_run(paths: SwarmPaths, tag: str) -> None:
 
 
 def note_end(swarm: LiveSwarm) -> None:
-    """Write down that `down` ended it: jobs that run elsewhere would wait for its endpoint."""
+    """Record that `down` ended the swarm: jobs that run elsewhere would wait for its endpoint."""
     paths, tag = swarm.paths, swarm.record.tag
     if not paths.root.exists() or read_ended(paths, tag) is not None:
         return
@@ -90,17 +94,19 @@ def note_end(swarm: LiveSwarm) -> None:
     try:
         write_private(paths.ended, ended.model_dump_json())
     except OSError as error:
-        _log.warning("jobs elsewhere are not told that %s ended: %s", swarm.record.name, error)
+        _log.warning("jobs elsewhere do not learn that %s ended: %s", swarm.record.name, error)
 
 
 def withdraw_metrics(swarm: LiveSwarm) -> None:
-    """An endpoint that was killed left its files: it is no target any more, and no alarm."""
+    """Remove the files of a killed endpoint: it is no scrape target any more, and raises no
+    alarm.
+    """
     told, name = swarm.plan.metrics, swarm.paths.public_name
     left = [(told.discovery_dir or swarm.paths.scrape_targets) / f"{name}.json"]
     if told.textfile_dir is not None:
         left.append(told.textfile_dir / f"{name}.prom")
     for file in left:
-        with contextlib.suppress(OSError):  # of another machine, as a rule
+        with contextlib.suppress(OSError):  # usually of another machine
             file.unlink(missing_ok=True)
 
 
@@ -108,8 +114,8 @@ _OURS = "domyn-swarm: "
 
 
 def script_failure(paths: SwarmPaths) -> tuple[str, Path] | None:
-    """What the first of a swarm's scripts that could not begin says of it, and the log that has it;
-    None: each has begun, as far as is known.
+    """The error of the first of a swarm's scripts that could not start, and its log; None: each has
+    started, as far as is known.
     """
     for log in (paths.endpoint_log, *sorted(paths.slurm_logs.glob("replica-*.log"))):
         last = read_tail(log).strip().rpartition("\n")[2]

@@ -1,4 +1,4 @@
-"""Why a job ended and what to do next, by its status and by its own files."""
+"""Why a job ended and what to do next, from its status and its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from domyn_swarm.state import JobRecord
 
 
 def status_by_files(record: JobRecord, where: Reach) -> JobStatus:
-    """The status of a job that is not here; that of its record where its files say no more.
+    """The status of a job that cannot be asked from here, by its files; that of its record if they
+    say no more.
 
     Its own record of a failure or a stop is not the whole truth where a scheduler may have ended
     it.
@@ -30,7 +31,7 @@ def status_by_files(record: JobRecord, where: Reach) -> JobStatus:
     ended = read_exit(paths.exit)
     if ended is not None and (record.platform == "local" or ended.conclusive):
         return ended.status
-    if where is Reach.OVER:  # nobody will ever know more
+    if where is Reach.OVER:  # it will never be known
         return JobStatus.FAILED if ended is None else ended.status
     begun = record.status is JobStatus.PENDING and paths.progress.exists()
     return JobStatus.RUNNING if begun else record.status
@@ -38,8 +39,8 @@ def status_by_files(record: JobRecord, where: Reach) -> JobStatus:
 
 @contextlib.contextmanager
 def before_submission(paths: JobPaths) -> Iterator[None]:
-    """The body writes down a job that its platform does not know yet. Where that breaks off,
-    nothing of the job's folder is left: the key of an endpoint may be in it.
+    """A context for recording a job that its platform does not know yet. If its body fails, the
+    job's folder is removed: the key of an endpoint may be in it.
 
     Raises:
         JobError: the disk does not take it.
@@ -58,7 +59,7 @@ def before_submission(paths: JobPaths) -> Iterator[None]:
 
 
 def spec_of(record: JobRecord) -> JobSpec:
-    """What a job was told.
+    """The specification of a job.
 
     Raises:
         StateError: its files are gone.
@@ -73,12 +74,12 @@ def spec_of(record: JobRecord) -> JobSpec:
         return JobSpec.model_validate_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StateError(
-            f"What the job {record.job_id} was told is not readable at {path}.",
-            hint="Submit it again with all its flags: rows that are done are not asked again.",
+            f"Cannot read the specification of the job {record.job_id} at {path}.",
+            hint="Submit it again with all its flags: settled rows are not sent again.",
         ) from error
 
 
-_ENDS = {  # the cause, and what `job resume` takes against it
+_ENDS = {  # the cause, and the flag of `job resume` against it
     JobStatus.PREEMPTED: ("the scheduler took its place for another job", ""),
     JobStatus.LOST_NODE: ("its node was lost", ""),
     JobStatus.TIMED_OUT: ("{limit} was reached", " --time LIMIT"),
@@ -90,11 +91,11 @@ _EXCEPTION = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Inter
 
 
 def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
-    """Of a job that is over; None where it came to its end, with failed rows or without.
+    """Why a job ended; None if it came to its end, with failed rows or without.
 
     Args:
         record: of the job.
-        result: what its worker has left, if anything.
+        result: of its worker, if it left one.
     """
     if record.status in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
         return None
@@ -115,7 +116,9 @@ def _budget_spent(record: JobRecord) -> bool:
 
 
 def _not_continued(record: JobRecord) -> str | None:
-    """Why a job that goes on by itself did not; None: it is none, or that is not the cause."""
+    """Why a job that continues by itself was not continued; None: it does not, or there was another
+    cause.
+    """
     runs = JobRuns.read(JobPaths(Path(record.job_dir)))
     if runs is None or record.status is JobStatus.CANCELLED:
         return None
@@ -127,11 +130,11 @@ def _not_continued(record: JobRecord) -> str | None:
 
 
 def why_it_waits(record: JobRecord, waits: str | None = None) -> str | None:
-    """Of a job that is pending: why it has not begun, or waits for its next run.
+    """Why a pending job has not started, or waits for its next run.
 
     Args:
         record: of the job.
-        waits: what its platform says of it, if it was asked.
+        waits: the platform's reason, if it was asked.
     """
     paths = JobPaths(Path(record.job_dir))
     runs = JobRuns.read(paths)
@@ -147,10 +150,10 @@ def why_it_waits(record: JobRecord, waits: str | None = None) -> str | None:
 
 
 def _limit(record: JobRecord) -> str:
-    """The time limit that a job ran into."""
+    """The time limit that a job reached."""
     own_s = None
     if record.output is not None:
-        with contextlib.suppress(StateError):  # its files are gone
+        with contextlib.suppress(StateError):  # its files were removed
             own_s = spec_of(record).resources.time_limit_s
     if own_s is None:
         return "the time limit of the allocation it ran in (the endpoint's, without --time)"
@@ -158,7 +161,7 @@ def _limit(record: JobRecord) -> str:
 
 
 def limits_kept(status: JobStatus, had: JobResources, asked: JobResources) -> Iterator[str]:
-    """What a job that is run once more meets again, because nothing else was asked for."""
+    """Limits that a resubmitted job will meet again, because no other was requested."""
     if status is JobStatus.TIMED_OUT and had.max_gpu_hours is not None:
         hours = asked.max_gpu_hours or had.max_gpu_hours
         yield f"may cost {hours:.4g} GPU-hours once more: --max-gpu-hours H changes it."
@@ -166,7 +169,7 @@ def limits_kept(status: JobStatus, had: JobResources, asked: JobResources) -> It
         stop_after_s = asked.stop_after_s or had.stop_after_s
         yield f"may go on for {stop_after_s / 3600:.4g} h once more: --stop-after TIME changes it."
     elif had.max_gpu_hours is not None:
-        pass  # what ended it may have been that
+        pass  # it may have ended for this limit
     elif status is JobStatus.TIMED_OUT and not _more(had.time_limit_s, asked.time_limit_s):
         limit = "the same limit" if had.time_limit_s is None else f"{had.time_limit_s / 60:g} min"
         yield f"reached its time limit and gets {limit} again: --time LIMIT gives it more."
@@ -186,7 +189,7 @@ def _next(record: JobRecord, more: str) -> str:
 
 
 def _failed(record: JobRecord) -> str:
-    """Of a program that left no account of its own."""
+    """How a program ended that left no result."""
     paths = JobPaths(Path(record.job_dir))
     if srun_was_ended(paths) or srun_was_killed(paths):
         cause = "its srun was ended on the machine that submitted it, and the job's step with it"
@@ -203,7 +206,7 @@ def _failed(record: JobRecord) -> str:
 
 
 def _raised(log: Path) -> str:
-    """The exception that a Python program ended with."""
+    """The exception that ended a Python program."""
     lines = read_tail(log).strip().splitlines()
     last = lines[-1] if lines else ""
     return f": {last[:_LINE_CHARACTERS]}" if _EXCEPTION.match(last) else ""

@@ -1,7 +1,7 @@
-"""A job as a file: what `job submit` takes as flags, as YAML. Flags beside it win.
+"""A job as a file: the flags of `job submit` as YAML. Flags beside it take precedence.
 
 Files and flags become one layer, which is checked as a configuration is: all mistakes at once, each
-at its line or flag.
+with its line or flag.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ JOB = FileKind(
 
 
 def prompt_text(path: Path) -> str:
-    """What a prompt's file says, all of it, the last line's end included; without the mark that
-    some editors put in front of UTF-8.
+    """The content of a prompt's file, including its last line break, without a byte order mark.
 
     Raises:
         ValueError: it cannot be read, or is not UTF-8.
@@ -94,7 +93,9 @@ def _template_file(path: Path | None, info: ValidationInfo) -> Path | None:
 
 
 class JobFile(Submission, ResourceKeys):
-    """What a job's file holds. `parameters` are the job's options and those of its requests."""
+    """The contents of a job's file. `parameters` are the job's options and those of its
+    requests.
+    """
 
     config: Path | None = None  # of the swarm, instead of its name
     model: Annotated[str | None, AfterValidator(_of_endpoint)] = None
@@ -105,7 +106,7 @@ class JobFile(Submission, ResourceKeys):
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, detached: bool, folder: Path | None = None) -> JobRequest:
-        """The same as it is submitted. `folder` is that of the file, where its module may lie.
+        """The request to submit. `folder` is that of the file, in which its module may be.
 
         Raises:
             ConfigError: the swarm's configuration, or a prompt's file, cannot be used.
@@ -130,7 +131,7 @@ class JobFile(Submission, ResourceKeys):
 
 def _check_template(text: str, what: str, info: ValidationInfo) -> None:
     if not str(info.data.get("job", CHAT_JOB)).startswith(_OUR_JOBS):
-        return  # what the user's own class makes of it, it alone knows
+        return  # the meaning is known to the user's own class only
     try:
         PromptTemplate(text, what)
     except ConfigError as error:
@@ -138,7 +139,7 @@ def _check_template(text: str, what: str, info: ValidationInfo) -> None:
 
 
 def read_job(path: Path | None, flags: Layer, *, detached: bool = False) -> JobRequest:
-    """The job in a file and in the flags beside it; `path` is None where there is no file.
+    """The job of a file and of the flags beside it; `path` is None if there is no file.
 
     Paths in the file are relative to its folder, those of flags to the current one.
 
@@ -155,7 +156,7 @@ def read_job(path: Path | None, flags: Layer, *, detached: bool = False) -> JobR
 
 
 def read_changes(flags: Layer, *, command: str, detached: bool) -> JobChanges:
-    """What the flags of a command change of a job that runs once more.
+    """The changes that a command's flags make to a job that runs again.
 
     Raises:
         ConfigError: every mistake at once, each at its flag.
@@ -166,7 +167,7 @@ def read_changes(flags: Layer, *, command: str, detached: bool) -> JobChanges:
 
 
 def read_resources(flags: Layer, *, command: str, detached: bool) -> JobResources:
-    """What the flags of a command ask the platform for.
+    """The resources that a command's flags request.
 
     Raises:
         ConfigError: every mistake at once, each at its flag.
@@ -181,7 +182,7 @@ def _of_flags(kind: type[_Keys], flags: Layer, command: str) -> _Keys:
 
 
 def layer_of(path: Path | None, flags: Layer) -> Layer:
-    """What a file and the flags beside it say together, not checked yet.
+    """The keys of a file and of the flags beside it, not checked yet.
 
     Raises:
         ConfigError: the file cannot be read, or is not a mapping.
@@ -195,7 +196,7 @@ def layer_of(path: Path | None, flags: Layer) -> Layer:
 
 
 def _locate(layer: Layer, folder: Path | None) -> None:
-    """Make paths what they mean: `~` is the home; without a `folder` they stay relative."""
+    """Resolve paths: `~` is the home; without a `folder` relative paths stay relative."""
     for key in _PATHS:
         value = layer.values.get(key)
         if isinstance(value, str) and "://" not in value:
@@ -204,7 +205,7 @@ def _locate(layer: Layer, folder: Path | None) -> None:
 
 
 def _secrets(layer: Layer) -> Iterator[Mistake]:
-    """Keys with secrets, wherever they stand; those of the first level are taken out."""
+    """The keys that look like secrets, at any depth; those of the first level are removed."""
     for key in _secret_keys(layer.values):
         yield Mistake(
             layer.places.get(key, ""),
@@ -236,8 +237,8 @@ def _excluded(layer: Layer) -> Iterator[Mistake]:
 
 
 def _without_replaced(lower: Layer, upper: Layer) -> Layer:
-    """The lower layer without what the upper one says in other words; parameters are replaced one
-    by one, and whole.
+    """The lower layer without keys that the upper one replaces by another; parameters are replaced
+    one by one.
     """
     gone = {
         name for group in _EITHER for name in group if not upper.values.keys().isdisjoint(group)
@@ -253,7 +254,9 @@ def _without_replaced(lower: Layer, upper: Layer) -> Layer:
 
 
 def _check_job(request: JobRequest, layer: Layer, path: Path) -> None:
-    """Refuse what the job's class does not take, where it is written."""
+    """Refuse parameters that the job's class does not accept, at the place where they are
+    written.
+    """
     try:
         found = located(request.job, request.job_kwargs, request.import_folder)
         load_job(
@@ -278,7 +281,7 @@ def json_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
     """The JSON Schema of a job's file, for editors.
 
     Args:
-        descriptions: what the keys are about.
+        descriptions: of the keys.
     """
     schema = JobFile.model_json_schema()
     loosen(schema)

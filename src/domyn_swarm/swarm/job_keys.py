@@ -1,4 +1,4 @@
-"""What a job's file, and the flags of the commands that submit jobs, say of the platform."""
+"""The platform's keys in a job's file, and the same flags of the commands that submit jobs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,26 @@ from domyn_swarm.planning.plan import JobResources, PlatformOptions
 from domyn_swarm.record import After, about
 
 
-def _limited(read: Callable[[str], float], value: str | None, otherwise: str) -> str | None:
-    if value is not None and read(value) == math.inf:
+def finite(read: Callable[[str], float], text: str, otherwise: str) -> float:
+    """The value that `read` returns for a text, in its units.
+
+    Raises:
+        ValueError: it cannot be read, or means no limit (0). `otherwise`: what omitting it does.
+    """
+    value = read(text)
+    if value == math.inf:
         raise ValueError(f"must be more than 0; leave it out {otherwise}")
     return value
 
 
+def _limited(read: Callable[[str], float], value: str | None, otherwise: str) -> str | None:
+    if value is not None:
+        finite(read, value, otherwise)
+    return value
+
+
 def _time_limit(value: str | None) -> str | None:
-    from domyn_swarm.config.backends import time_limit_s  # here: `--help` reads nothing with it
+    from domyn_swarm.config.backends import time_limit_s  # here: `--help` needs no reader of values
 
     return _limited(time_limit_s, value, "for the default")
 
@@ -36,7 +48,7 @@ def _memory(value: str | None) -> str | None:
 
 
 class ResourceKeys(PlatformOptions):
-    """What a job asks its platform for, as users write it."""
+    """The resources that a job requests, in the form that users write."""
 
     mem: Annotated[
         str | None,
@@ -61,11 +73,11 @@ class ResourceKeys(PlatformOptions):
 
 
 class ChangeKeys(ChangeableOptions, ResourceKeys):
-    """What may be different when a job runs once more, as users write it."""
+    """The settings that may change when a job runs again, in the form that users write."""
 
 
 def resources_of(keys: ResourceKeys, *, detached: bool) -> JobResources:
-    """The same in the units of programs. `detached`: nobody follows the job."""
+    """The resources in the units of programs. `detached`: no command follows the job."""
     from domyn_swarm.config.backends import duration_s, memory_gb, time_limit_s
 
     same = {name: getattr(keys, name) for name in PlatformOptions.field_names()}

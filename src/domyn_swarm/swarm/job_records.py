@@ -1,4 +1,6 @@
-"""What a job is to the database and to its platform, and where it finds the model it asks."""
+"""The records of a job for the database and the platform, and the address of the model that it
+uses.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def live_address(swarm: LiveSwarm) -> EndpointAddress:
 
 
 def client_address(swarm: LiveSwarm) -> ClientAddress:
-    """What a client in this process needs to ask a swarm, its key included.
+    """The address and the key with which a client in this process reaches a swarm.
 
     Raises:
         StateError, RunsElsewhere: as `live_address`; or its key cannot be read.
@@ -71,12 +73,13 @@ def client_address(swarm: LiveSwarm) -> ClientAddress:
             hint="The user who brought it up can read it, on a machine that has its home.",
         ) from error
     ca_file = None if address.ca_file is None else str(address.ca_file)
-    outside = address.collector_url is None  # the platform's own endpoint: the world is between
+    # the platform's own endpoint: the connection leaves the site
+    outside = address.collector_url is None
     return ClientAddress(address.url, key, use_proxy=outside, ca_file=ca_file)
 
 
 def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
-    """What a job is told of a swarm.
+    """A swarm's address as the job's specification has it.
 
     Raises:
         StateError: it has no endpoint now, or none that will answer again.
@@ -96,7 +99,9 @@ def swarm_access(swarm: LiveSwarm) -> dict[str, Any]:
 
 
 def endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | None]:
-    """An endpoint that is not ours; its key comes from the environment: see `keep_key`."""
+    """The address of an endpoint that is not ours; its key comes from the environment: see
+    `keep_key`.
+    """
     if request.endpoint is None or request.model is None:
         raise ConfigError(
             "A job needs a swarm, or --endpoint and --model.",
@@ -110,7 +115,7 @@ def endpoint_access(request: JobRequest, paths: JobPaths) -> dict[str, str | Non
 
 
 def keep_key(spec: JobSpec, paths: JobPaths) -> None:
-    """Write the key of an endpoint that is not ours where the job looks for it."""
+    """Write the key of an endpoint that is not ours to the file from which the job reads it."""
     key = key_of_environment()
     if key and spec.api_key_file == str(_key_file(paths)):
         write_private(_key_file(paths), key)
@@ -121,14 +126,14 @@ def _key_file(paths: JobPaths) -> Path:
 
 
 def endpoint_url(swarm: LiveSwarm) -> str:
-    """Where its endpoint listens now; nothing when it does not."""
+    """The URL at which its endpoint listens now; empty if it does not."""
     address = endpoint_address(swarm)
     return "" if address is None else address.url
 
 
 def exempt_from_proxy(url: str) -> dict[str, str]:
-    """Variables with which a user's program asks this endpoint itself, not through the proxy that
-    the site has for what is outside; what is exempted already stays so.
+    """Variables with which a user's program reaches this endpoint directly, not through the site's
+    proxy; existing exemptions are kept.
     """
     known = [os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
     names = ",".join(dict.fromkeys(filter(None, [urlsplit(url).hostname, *known])))
@@ -163,7 +168,7 @@ def new_record(
 def script_job(
     request: ScriptRequest, swarm: LiveSwarm, job_id: str
 ) -> tuple[JobRecord, ComputeSpec]:
-    """The record of a user's program beside a swarm, and what its platform is told.
+    """The record of a user's program beside a swarm, and the specification for its platform.
 
     Raises:
         ConfigError: there is no such program, or it cannot be run.
@@ -201,13 +206,13 @@ def script_job(
 
 
 def platform_of(resources: JobResources, swarm: LiveSwarm | None) -> str:
-    """Where a job runs."""
+    """The platform that a job runs on."""
     here = swarm is None or resources.placement == "here"
     return "local" if here or swarm is None else swarm.record.backend
 
 
 def program_of(script: Path) -> list[str]:
-    """How a user's program is run.
+    """The command that runs a user's program.
 
     Raises:
         ConfigError: there is none, or it cannot be run.
@@ -229,13 +234,13 @@ def check_others(
     jobs: Sequence[JobRecord],
     refresh: Callable[[JobRecord], JobRecord],
 ) -> Callable[[Iterable[JobRecord]], None]:
-    """Refuse an output that another job is going to write, and rows that it is going to ask.
+    """Refuse an output that another job will write, and rows that it will send.
 
     Args:
-        output: where a new job is to write.
-        answers: the folder of its answers; None: it keeps none.
-        jobs: all that are known.
-        refresh: asks where a job runs how it is.
+        output: of the new job.
+        answers: the folder of its checkpoint; None: it keeps none.
+        jobs: all recorded jobs.
+        refresh: asks a job's platform for its status.
 
     Returns:
         The same check for the moment at which the job is recorded: of the jobs known by then, that
@@ -249,7 +254,7 @@ def check_others(
         refusal = against[job.job_id]
         if refusal is None:
             continue
-        with contextlib.suppress(PlatformError):  # who cannot be asked about may have ended
+        with contextlib.suppress(PlatformError):  # a job whose status is not known may have ended
             if not refresh(job).status.final:
                 raise refusal
 
@@ -263,7 +268,7 @@ def check_others(
 
 
 def _against(job: JobRecord, output: str, answers: Path | None) -> SwarmError | None:
-    """What a job that has not ended has against another one with that output and these answers."""
+    """The conflict of a running job with another one that has this output and checkpoint."""
     if job.output is None or job.status.final:
         return None
     if _place(job.output) == _place(output):
@@ -274,7 +279,7 @@ def _against(job: JobRecord, output: str, answers: Path | None) -> SwarmError | 
     if answers is None or _asks(job) != answers:
         return None
     return CheckpointBusy(
-        f"The job {job.job_id} asks the same rows, or is going to, for {job.output}.",
+        f"The job {job.job_id} sends the same rows, or will, for {job.output}.",
         hint=f"Wait for it (domyn-swarm job wait {job.job_id}): its answers are kept, and this job "
         f"finds them. Or cancel it (domyn-swarm job cancel {job.job_id}). --checkpoint-tag NAME "
         "asks all rows once more, for answers of their own.",
@@ -282,21 +287,21 @@ def _against(job: JobRecord, output: str, answers: Path | None) -> SwarmError | 
 
 
 def _asks(job: JobRecord) -> Path | None:
-    """Where the answers to a job's rows are kept, as its submitter left word."""
+    """The folder of the answers to a job's rows, from the file that its submitter left."""
     try:
         return Path(JobPaths(Path(job.job_dir)).asks.read_text("utf-8"))
-    except OSError:  # it keeps none, or its folder is gone
+    except OSError:  # it keeps none, or its folder was removed
         return None
 
 
 def _place(output: str) -> str:
-    """The same for whatever names the same file or URL."""
+    """The same value for all names of one file or URL."""
     path = output.removeprefix("file://")
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 def check_budget(resources: JobResources, swarm: LiveSwarm | None) -> None:
-    """Refuse a budget of GPU-hours that nobody could count.
+    """Refuse a budget of GPU-hours that cannot be counted.
 
     Raises:
         ConfigError: there is no swarm, or its replicas have no GPUs.
@@ -318,7 +323,7 @@ def check_budget(resources: JobResources, swarm: LiveSwarm | None) -> None:
 
 
 def check_down_after(swarm: LiveSwarm | None) -> None:
-    """Refuse to promise an end that nobody would bring about.
+    """Refuse to promise a shutdown that no program would carry out.
 
     Raises:
         ConfigError: there is no swarm, or nothing of ours runs beside it that could end it.
@@ -343,7 +348,7 @@ def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
         write_private(file, handle.model_dump_json())
     except OSError as error:
         raise JobError(
-            f"The job {handle.job_id} was submitted, and its swarm does not know that it is to end "
+            f"The job {handle.job_id} was submitted, but its swarm is not configured to end "
             f"after it. {words_of(error, file)}",
             hint=f"`domyn-swarm job wait {handle.job_id}`, then `domyn-swarm down "
             f"{swarm.record.name}`.",
@@ -351,7 +356,7 @@ def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
 
 
 def tell_end(record: JobRecord, swarm: LiveSwarm | None) -> None:
-    """Have the wrapper around the job tell the swarm's webhook how it ended, if it has one."""
+    """Have the job's wrapper notify the swarm's webhook of its end, if the swarm has one."""
     if swarm is None or not swarm.paths.notify_url.exists():
         return
     told = {
@@ -365,7 +370,7 @@ def tell_end(record: JobRecord, swarm: LiveSwarm | None) -> None:
 def compute_spec(
     record: JobRecord, resources: JobResources, swarm: LiveSwarm | None, files: tuple[str, ...]
 ) -> ComputeSpec:
-    """What the platform is told of a job."""
+    """The specification of a job for its platform."""
     return ComputeSpec(
         job_id=record.job_id,
         swarm=record.swarm,

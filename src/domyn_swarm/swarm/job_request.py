@@ -1,4 +1,4 @@
-"""What a caller asks for when submitting a job."""
+"""The request of a caller who submits a job."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.record import about, field
 
 CHAT_JOB = "domyn_swarm.jobs:ChatCompletionJob"
-"""What a job is that names no class."""
+"""-"""
 
 
 class Submission(RunOptions):
-    """What whoever submits a job says of it, in Python as on the command line."""
+    """The fields that every submitted job has, in Python as on the command line."""
 
     job: str = CHAT_JOB
     swarm: str | None = None
@@ -37,10 +37,12 @@ class Submission(RunOptions):
 
 
 class JobRequest(Submission):
-    """Submit a job. Fields are `job submit`'s flags; None: as the job has it, or as usual."""
+    """Submit a job. Fields are the flags of `job submit`; None: the job's own value, or the
+    default.
+    """
 
     job_source: str | None = None  # `job` is a name that this text defines
-    import_folder: Path | None = None  # where its module is looked for before the current folder
+    import_folder: Path | None = None  # searched for its module before the current folder
     job_kwargs: dict[str, Any] = field(default_factory=dict)
     resources: JobResources = JobResources()
 
@@ -58,14 +60,14 @@ class ScriptRequest(Record):
 
 
 class JobChanges(ChangeableOptions):
-    """What is different when a job runs once more. None, or False: as before."""
+    """Changes for a job that runs again. None, or False: as before."""
 
-    override: dict[str, Any] = field(default_factory=dict)  # of job_kwargs; retried rows only
-    retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: whatever failed
-    resources: JobResources = JobResources()  # what is not said here is as it was
+    override: dict[str, Any] = field(default_factory=dict)  # of job_kwargs; for retried rows only
+    retry_classes: tuple[ReplyVerdict, ...] = ()  # of settled rows; none: all failed rows
+    resources: JobResources = JobResources()  # unset fields stay unchanged
 
     def of(self, resources: JobResources) -> dict[str, Any]:
-        """The fields of a job's spec that are different; `resources` are what it had."""
+        """The fields of a job's spec that change; `resources` are the earlier ones."""
         changed = self.model_dump(exclude_none=True)
         if not self.overwrite:
             del changed["overwrite"]
@@ -73,21 +75,22 @@ class JobChanges(ChangeableOptions):
 
 
 class SubmitKeywords(SubmissionKeywords, total=False):
-    """Options of `submit_job`, as the flags of `job submit`. Left out: as the job has it, or as
-    usual.
+    """Options of `submit_job`, as the flags of `job submit`. Omitted: the job's own value, or the
+    default.
     """
 
     job_kwargs: dict[str, Any]
-    """What the job's constructor is given, where the job is named as text."""
+    """Arguments of the job's constructor, if the job is given as text."""
     checkpoint_dir: str | Path | None
     resources: JobResources | dict[str, Any]
-    """What the job asks the platform for: `placement`, `cpus`, `memory_gb`, `time_limit_s`,
-    `stop_after_s`, `max_gpu_hours`, `continues`, `mail_user`."""
+    """The resources that the job requests: `placement`, `cpus`, `memory_gb`, `time_limit_s`,
+    `stop_after_s`, `max_gpu_hours`, `continues`, `mail_user`.
+    """
     down_after: bool
 
 
 def request_of(given: Mapping[str, Any]) -> JobRequest:
-    """A request from what a caller of `submit_job` gave.
+    """The request of a call of `submit_job`.
 
     Raises:
         ConfigError: there is no option of that name, or a value cannot be used.

@@ -1,4 +1,4 @@
-"""A swarm of a name that is up already, or that another command brings up."""
+"""Joins a swarm of a name that is up already, or that another command is bringing up."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Outcome(NamedTuple):
 
 
 class SwarmJoining:
-    """Takes what is up or coming up as it is, and launches what is not: nothing is started twice,
-    however many commands ask for one swarm at the same time.
+    """Uses a swarm that is up or coming up, and launches one that is not: nothing is started twice,
+    however many commands ask for the same swarm at the same time.
     """
 
     def __init__(self, store: SwarmStore) -> None:
@@ -53,9 +53,9 @@ class SwarmJoining:
         self._lifecycle = SwarmLifecycle(store)
 
     def up(self, launch: Launch, waiting: Waiting) -> Outcome:
-        """As `SwarmLifecycle.up`. A swarm of that name and configuration that is up is taken as it
-        is, and one that is coming up is waited for. One that was launched in part, because whoever
-        did so was killed, is stopped and launched anew.
+        """As `SwarmLifecycle.up`. A swarm of that name and configuration that is up is used, and
+        one that is coming up is waited for. One whose launch was interrupted, because its command
+        was killed, is stopped and launched again.
 
         Raises:
             SwarmExists: a live swarm has the name and another configuration, or has failed.
@@ -74,9 +74,9 @@ class SwarmJoining:
         return self._taken_or_launched(launch, waiting, refused)
 
     def complete(self, launch: Launch, waiting: Waiting) -> Outcome:
-        """As `up`, whatever became of an earlier one: a swarm of that name that is up or coming up
-        is taken as it is, whatever its configuration; one that was launched in part, or is failing
-        or stopping, is stopped and launched anew.
+        """As `up`, for any earlier swarm of the name: one that is up or coming up is used whatever
+        its configuration; one that was launched in part, has failed or is stopping is stopped and
+        launched again.
 
         Raises:
             LaunchError: it did not come up; unless somebody else launches it, it has been stopped.
@@ -89,8 +89,8 @@ class SwarmJoining:
         return self._taken_or_launched(launch, waiting, useless)
 
     def wait(self, name: str, waiting: Waiting) -> LiveSwarm:
-        """Wait until a swarm is ready. What was started of one that does not come up is stopped,
-        as by `up`, unless the command that launched it is at work: then that one does so.
+        """Wait until a swarm is ready. If it does not come up its parts are stopped, as by `up`,
+        unless the command that launched it still runs: then that one does so.
 
         Raises:
             SwarmNotFound: there is none of that name.
@@ -119,7 +119,7 @@ class SwarmJoining:
             )
         return joined
 
-    # -- taking what is there --------------------------------------------------------------------
+    # -- using an existing swarm -----------------------------------------------------------------
 
     def _taken_or_launched(
         self,
@@ -127,7 +127,9 @@ class SwarmJoining:
         waiting: Waiting,
         replaces: Callable[[LiveSwarm], bool],
     ) -> Outcome:
-        """`replaces`: whether what is recorded is stopped first; it raises for what may not be."""
+        """`replaces`: whether a recorded swarm is stopped first; an error if that is not
+        allowed.
+        """
         while True:
             there = self._recorded(launch.name)
             if there is not None and is_elsewhere(there.record):
@@ -138,10 +140,10 @@ class SwarmJoining:
                 taken = self._taken(there, waiting)
                 if taken is not None:
                     return Outcome(taken, launched=False)
-                continue  # whoever launched it ended before all was started
+                continue  # the launching command ended before all was started
             try:
                 return Outcome(self._launched(launch, waiting), launched=True)
-            except SwarmExists:  # another command was faster, or something of an old one is left
+            except SwarmExists:  # another command was faster, or parts of an earlier swarm are left
                 there = self._recorded(launch.name)
                 if there is None or not there.record.phase.live:
                     raise
@@ -167,9 +169,9 @@ class SwarmJoining:
         return self._joined(swarm, waiting)
 
     def _refuse_other(self, swarm: LiveSwarm, launch: Launch) -> None:
-        """Refuse to take a swarm of another configuration for the one that was asked for."""
+        """Refuse to use a swarm of another configuration than the requested one."""
         wanted, name, phase = launch.plan, swarm.record.name, swarm.record.phase
-        if phase is SwarmPhase.READY:  # it was for the launch, and `scale` may have lowered it
+        if phase is SwarmPhase.READY:  # it applied to the launch, and `scale` may have lowered it
             wanted = wanted.model_copy(update={"min_ready": swarm.plan.min_ready})
         found = differences(swarm.plan, wanted)
         if not found:
@@ -186,13 +188,13 @@ class SwarmJoining:
             hint=f"{change} it with `domyn-swarm down {name}`, or choose another --name.",
         )
 
-    # -- waiting for what another command launches -----------------------------------------------
+    # -- waiting for another command's launch ----------------------------------------------------
 
     def _joined(
         self, swarm: LiveSwarm, waiting: Waiting, *, keeps: bool = False
     ) -> LiveSwarm | None:
-        """The swarm once it is ready; None: whoever launched it ended before all was started.
-        `keeps`: when `timeout_s` is over it is left alone.
+        """The swarm once it is ready; None: the launching command ended before all was started.
+        `keeps`: whether the swarm is left alone when `timeout_s` is over.
         """
         left = _TimeLeft(waiting.timeout_s)
         seen = self._await_all_parts(swarm, waiting)
@@ -214,7 +216,9 @@ class SwarmJoining:
                 raise
 
     def _await_all_parts(self, swarm: LiveSwarm, waiting: Waiting) -> Observation:
-        """Wait while another command starts the swarm's parts: without them all it looks ended."""
+        """Wait while another command starts the swarm's parts: with parts missing it looks
+        ended.
+        """
 
         def probe() -> Observation:
             if waiting.interrupted is not None and waiting.interrupted():
@@ -237,7 +241,7 @@ class SwarmJoining:
         return wait_until(probe, deadline=deadline, every_s=_LOOK_EVERY_S, on_change=tell)
 
     def _clean_up(self, swarm: LiveSwarm, error: Exception, *, ours: bool) -> None:
-        """Free what was started of a swarm that did not come up, where nobody else does."""
+        """Stop the parts of a swarm that did not come up, unless another command does."""
         record = self._store.swarm(swarm.record.name)
         is_it = record.tag == swarm.record.tag and record.phase in MAY_SERVE
         if is_it and (ours or not being_launched(swarm)):
@@ -250,20 +254,20 @@ class _TimeLeft:
 
     @property
     def seconds(self) -> float | None:
-        """Of the time that was given; None: there is no end."""
+        """Seconds of the given time that are left; None: no limit."""
         return None if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
 
 
 def _launched_in_part(swarm: LiveSwarm) -> bool:
-    """Whether its launch broke off: nobody starts the parts that are missing."""
+    """Whether its launch was interrupted: no command starts the missing parts."""
     launching = swarm.record.phase is SwarmPhase.LAUNCHING
     return launching and not being_launched(swarm) and not all_recorded(swarm)
 
 
 @contextlib.contextmanager
 def _claimed(swarm: LiveSwarm) -> Iterator[bool]:
-    """Whether this process is from now on the one that brings the swarm up, because the command
-    that launched it has ended: of several that wait, one frees what did not come up.
+    """Whether this process takes over bringing the swarm up, because the command that launched it
+    has ended: of several that wait, one stops a swarm that did not come up.
     """
     launcher = swarm.paths.launcher(swarm.record.tag)
     ours = not being_launched(swarm)
@@ -278,7 +282,7 @@ def _claimed(swarm: LiveSwarm) -> Iterator[bool]:
 
 
 def _ready_again(swarm: LiveSwarm, waiting: Waiting) -> LiveSwarm:
-    """A swarm that was ready before, once enough of its replicas are."""
+    """Wait for a swarm that was ready before, until enough of its replicas are."""
     seen = wait_until(
         readiness(swarm),
         deadline=Deadline(math.inf, waiting.timeout_s),

@@ -1,4 +1,4 @@
-"""A launch: all that follows from a configuration, made once before anything is started."""
+"""A launch: everything that follows from a configuration, made once before anything is started."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Launch:
-    """What is shown, and then brought up as it is: no file is read again in between, no script
-    rendered again, and the scheduler is not asked again how it gives its nodes.
+    """What is shown and then started unchanged: in between no file is read again, no script is
+    rendered again, and the scheduler is not asked again how it assigns nodes.
 
-    It is for one swarm: what that starts carries the tag of the context.
+    It is for one swarm: everything that it starts carries the tag of the context.
     """
 
     config: DomynLLMSwarmConfig  # with the name of the plan
@@ -32,13 +32,13 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Of the swarm; generated where the configuration has none."""
+        """The swarm's name; generated if the configuration has none."""
         return self.plan.name
 
 
 def prepare(config: DomynLLMSwarmConfig) -> Launch:
     """The launch of a configuration. Writes nothing and starts nothing; the scheduler may be asked
-    how it gives its nodes.
+    how it assigns nodes.
 
     Raises:
         ConfigError: the engine, the model or the layout is not possible here.
@@ -52,7 +52,7 @@ def prepare(config: DomynLLMSwarmConfig) -> Launch:
 
 
 def deployment_context(plan: DeploymentPlan, tag: str) -> DeploymentContext:
-    """What a backend needs beside the plan, for the swarm of this tag."""
+    """What a backend needs besides the plan, for the swarm of this tag."""
     return DeploymentContext(
         tag=tag,
         serving_spec=engines.get(plan.engine).serving_spec(plan),
@@ -63,7 +63,7 @@ def deployment_context(plan: DeploymentPlan, tag: str) -> DeploymentContext:
 
 
 def _generated_name(model: str) -> str:
-    """A name that says which model it serves and is unlikely to be taken."""
+    """A name that contains the model's and is unlikely to be taken."""
     last = model.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".gguf")
     slug = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:32].strip("-")
     slug = slug if slug[:1].isalpha() else f"m-{slug}".strip("-")

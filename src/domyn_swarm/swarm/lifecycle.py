@@ -1,4 +1,6 @@
-"""Up and down. The record is written before the first side effect, each id as it is returned."""
+"""Brings swarms up and down. The record is written before the first side effect, each id as it is
+returned.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import NoReturn
 from domyn_swarm.backends import ledger
 from domyn_swarm.backends.base import PartRecorder, PlatformPart
 from domyn_swarm.backends.checks import refuse_uninstalled
-from domyn_swarm.backends.endpoint.spec import replicas_told
+from domyn_swarm.backends.endpoint.spec import configured_replicas
 from domyn_swarm.backends.platforms import serving_backend
 from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
@@ -48,7 +50,7 @@ Interrupted = Callable[[], bool]
 
 
 class SwarmLifecycle:
-    """Brings swarms up and down, and back from the database."""
+    """Brings swarms up and down, and restores them from the database."""
 
     def __init__(self, store: SwarmStore) -> None:
         self._store = store
@@ -65,9 +67,9 @@ class SwarmLifecycle:
     ) -> LiveSwarm:
         """Bring a swarm up as it was prepared; with `wait` return when `min_ready` replicas answer.
 
-        Interrupted, it leaves what runs and a record that `status` and `down` understand; without
-        `keep_interrupted` it stops what it started. Where no signal can reach it (in a thread),
-        `interrupted` says that it shall end so.
+        If it is interrupted, running parts stay, and a record that `status` and `down` understand;
+        without `keep_interrupted` it stops what it started. Where no signal can arrive (in a
+        thread), `interrupted` returns whether it should end in this way.
 
         Raises:
             ConfigError: no such engine is here.
@@ -78,7 +80,7 @@ class SwarmLifecycle:
         """
         plan, context = launch.plan, launch.context
         refuse_uninstalled(plan)
-        if launch.scripts.unasked is not None:  # on whole nodes they would be others
+        if launch.scripts.unasked is not None:  # with whole nodes they would differ
             raise launch.scripts.unasked
         self._make_room(plan.name)
         paths = SwarmPaths.of(plan.home_directory, plan.name)
@@ -104,7 +106,7 @@ class SwarmLifecycle:
             release(paths.launcher(context.tag))
 
     def _record(self, launch: Launch) -> LiveSwarm:
-        """The intent, before any side effect but the folder it is written to."""
+        """Record the intent, before any side effect but the folder in which the record is."""
         now, plan = utc_now(), launch.plan
         record = SwarmRecord(
             name=plan.name,
@@ -123,8 +125,9 @@ class SwarmLifecycle:
         return rehydrate(record)
 
     def _make_room(self, name: str) -> None:
-        """Refuse a name that is taken; a record of which nothing runs any more is no obstacle. What
-        runs of a swarm that was written off would be found by nobody under the next one's tag.
+        """Refuse a name that is taken. A record of which nothing runs any more is no obstacle;
+        running parts of a swarm that was written off are, as they could not be found under the next
+        tag.
         """
         try:
             record = self._store.swarm(name)
@@ -135,7 +138,7 @@ class SwarmLifecycle:
             refuse_taken(record, why_lost(rehydrate(record)))
         elif may_be_left(rehydrate(record)):
             raise SwarmExists(
-                f"The swarm {name} is recorded as stopped, and something of it still runs.",
+                f"The swarm {name} is recorded as stopped, but parts of it still run.",
                 hint=f"Stop it with `domyn-swarm down {name}`, or choose another --name.",
             )
 
@@ -151,7 +154,7 @@ class SwarmLifecycle:
         return attach
 
     def still_wanted(self, swarm: LiveSwarm) -> LiveSwarm:
-        """The swarm by its record now, unless it failed or somebody stopped it meanwhile.
+        """The swarm with its present record, unless it failed or was stopped meanwhile.
 
         Raises:
             LaunchError: it did, or somebody has.
@@ -167,7 +170,7 @@ class SwarmLifecycle:
         if record.tag != swarm.record.tag or not wanted:
             raise LaunchError(
                 f"{swarm.record.name} was stopped while it was coming up.",
-                hint="Somebody ran `down`; nothing of it is left.",
+                hint="`down` was run meanwhile; nothing of it is left.",
             )
         return swarm.with_record(record)
 
@@ -180,8 +183,8 @@ class SwarmLifecycle:
         *,
         renews: bool = True,
     ) -> LiveSwarm:
-        """Return when `min_ready` replicas of a swarm answer that was launched; free nothing.
-        `renews`: the claim that says who brings it up is this process's.
+        """Return when `min_ready` replicas of a launched swarm answer; stop nothing. `renews`:
+        whether this process holds the claim that it brings the swarm up.
 
         Raises:
             LaunchError: it has failed, time is up, or somebody stopped it.
@@ -203,11 +206,11 @@ class SwarmLifecycle:
         swarm = self.still_wanted(swarm)
         if seen.phase is Phase.READY:
             self._store.set_phase(swarm.record.tag, SwarmPhase.READY)
-            return self.still_wanted(swarm)  # somebody may have stopped it at this moment
+            return self.still_wanted(swarm)  # it may have been stopped at this moment
         raise launch_error(swarm, seen)
 
     def fail(self, swarm: LiveSwarm, error: Exception) -> NoReturn:
-        """Free what was started, whatever went wrong; raise what says so, and what is left."""
+        """Stop what was started, whatever went wrong; raise the cause, and what is left."""
         name = swarm.record.name
         from domyn_swarm.backends.notification import notify
 
@@ -221,12 +224,12 @@ class SwarmLifecycle:
         raise error
 
     def _give_up(self, swarm: LiveSwarm, error: SwarmError) -> None:
-        """Free what was started, whatever the record says by now: `down` may have verified that
-        nothing ran before the last part was started. When freeing fails, the record stays and the
+        """Stop what was started, whatever the record says by now: `down` may have verified that
+        nothing ran before the last part was started. If stopping fails, the record stays and the
         error says so.
         """
         tag, name = swarm.record.tag, swarm.record.name
-        with contextlib.suppress(StateError):  # somebody stops it, or has stopped it
+        with contextlib.suppress(StateError):  # it is being stopped, or was
             record = self._store.swarm(name)
             swarm = swarm.with_record(record) if record.tag == tag else swarm
             self._store.set_phase(tag, SwarmPhase.FAILED, error.message)
@@ -234,15 +237,15 @@ class SwarmLifecycle:
             swarm.backend.delete(swarm.handle)
         except Exception as stuck:  # noqa: BLE001 - whatever it is: what runs on must be known
             words = stuck.message if isinstance(stuck, SwarmError) else f"{stuck!r}."
-            left = f"Beware, something of it may run on: {words} Run `domyn-swarm down {name}`."
+            left = f"Parts of it may still run: {words} Run `domyn-swarm down {name}`."
             error.hint = f"{error.hint} {left}".strip()
             return
-        with contextlib.suppress(StateError):  # then whoever looks next records it
+        with contextlib.suppress(StateError):  # then the next command records it
             self._store.set_stopped(tag, error.message)
 
     def down(self, name: str, tag: str | None = None) -> LiveSwarm:
-        """Stop a swarm and verify that nothing of it runs. Idempotent. With `tag` only the swarm
-        that carries it: one that took its name meanwhile is left alone.
+        """Stop a swarm and verify that no part of it runs. Idempotent. With `tag` only the swarm
+        that carries it: another one that has taken its name meanwhile is left alone.
 
         Raises:
             SwarmNotFound: there is none of that name.
@@ -265,15 +268,16 @@ class SwarmLifecycle:
         return swarm
 
     def scale(self, name: str, replicas: int) -> LiveSwarm:
-        """Have a live swarm run so many replicas: more join as they become ready, those beyond
-        drain and end. Neither is waited for; doing it again completes what broke off.
+        """Set the number of replicas of a live swarm: more join as they become ready, those beyond
+        it drain and end. The method waits for neither; a repeated call completes an interrupted
+        one.
 
         Raises:
             SwarmNotFound: there is none of that name.
             RunsElsewhere: it can only be scaled from another host or cluster.
             StateError: it is not live, it is elastic, or a replica that is wanted again has not
                 ended yet.
-            SubmissionUnknown: the replicas may come; so many are wanted from now on.
+            SubmissionUnknown: the replicas may start; the new number is recorded.
             PlatformError: a replica could not be started; as many are wanted as before.
         """
         swarm = self.attach(name)
@@ -297,7 +301,7 @@ class SwarmLifecycle:
             context = deployment_context(plan, tag)
             swarm.backend.scale(plan, context, swarm.handle, self._recorder(tag))
         except BaseException as error:
-            if replicas_told(swarm.paths) == replicas:  # the endpoint follows it from now on
+            if configured_replicas(swarm.paths) == replicas:  # the endpoint uses it from now on
                 self._store.set_plan(tag, plan.model_dump_json())
             else:
                 write_private(swarm.paths.plan, swarm.plan.model_dump_json(indent=2))
@@ -313,9 +317,9 @@ class SwarmLifecycle:
         return rehydrate(self._store.swarm(name))
 
     def attach(self, name: str) -> LiveSwarm:
-        """A swarm by its name, as it is now.
+        """A swarm by its name, in its present state.
 
-        A launching swarm that has meanwhile become ready is recorded as ready.
+        A launching swarm that has become ready meanwhile is recorded as ready.
 
         Raises:
             SwarmNotFound: there is none of that name.
@@ -330,7 +334,9 @@ class SwarmLifecycle:
         return self._as_seen(swarm, look_at(swarm))
 
     def looked_at(self, record: SwarmRecord) -> tuple[LiveSwarm, SwarmLook | None]:
-        """The same with the one look that it goes by; None: it is over, or runs elsewhere."""
+        """The swarm, with the observation on which its state is based; None: it is over, or runs
+        elsewhere.
+        """
         swarm = rehydrate(reconcile(self._store, record))
         if not swarm.record.phase.live or is_elsewhere(swarm.record):
             return swarm, None
@@ -338,7 +344,7 @@ class SwarmLifecycle:
         return self._as_seen(swarm, look), look
 
     def _as_seen(self, swarm: LiveSwarm, look: SwarmLook) -> LiveSwarm:
-        """The swarm, recorded as ready where it has become that."""
+        """The swarm, recorded as ready if it has become so."""
         launching = swarm.record.phase is SwarmPhase.LAUNCHING
         if not (launching and look.together.phase is Phase.READY):
             return swarm
@@ -348,7 +354,7 @@ class SwarmLifecycle:
 
 
 def _in_words(name: str, error: Exception) -> LaunchError:
-    """An error that is not ours, in words for whoever wanted the swarm."""
+    """The `SwarmError` for an unexpected exception while a swarm was brought up."""
     if not isinstance(error, OSError):
         return LaunchError(f"{name} did not come up: {error!r}.")
     words = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")

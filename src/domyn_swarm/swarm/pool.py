@@ -1,4 +1,4 @@
-"""Brings several swarms up side by side, and tells what became of each.
+"""Brings several swarms up in parallel, and reports the result of each.
 
 A pool has no record of its own: its swarms are found by their names, so that nothing of it is lost
 whenever this process ends.
@@ -38,12 +38,12 @@ class PooledLaunch:
 
     @property
     def name(self) -> str:
-        """Of the swarm."""
+        """The swarm's name."""
         return self.launch.name
 
 
 class PoolOutcome(Record):
-    """What became of one swarm of a pool."""
+    """The result of one swarm of a pool."""
 
     name: str
     config: Path
@@ -57,7 +57,7 @@ class PoolOutcome(Record):
 
 
 class PoolLauncher:
-    """Brings swarms up, so many at once."""
+    """Brings swarms up, a limited number at a time."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class PoolLauncher:
     def up(
         self, swarms: Sequence[PooledLaunch], *, all_or_nothing: bool
     ) -> tuple[list[PoolOutcome], bool]:
-        """Bring them up; what is up already stays. Returns each one's outcome, and whether this
-        was interrupted (Ctrl-C): then what was launched keeps running.
+        """Bring them up; a swarm that is already up stays. Returns each one's outcome, and whether
+        this was interrupted (Ctrl-C): then launched swarms keep running.
 
-        One that fails does not keep the others; with `all_or_nothing` it ends the whole, and what
-        was launched here is stopped again.
+        A failed swarm does not stop the others; with `all_or_nothing` it ends the whole, and the
+        swarms that were launched here are stopped again.
         """
         interrupted = False
         threads = ThreadPoolExecutor(self._max_parallel, thread_name_prefix="pool")
@@ -101,7 +101,7 @@ class PoolLauncher:
         return outcomes, interrupted
 
     def _watch(self, tasks: Sequence[Future[PoolOutcome]], *, all_or_nothing: bool) -> None:
-        """Return when all are done. Short waits, so that a signal is heard at once."""
+        """Return when all are done. The waits are short, so that a signal is handled at once."""
         left = set(tasks)
         while left:
             done, left = wait(left, _LOOK_EVERY_S)
@@ -129,7 +129,7 @@ class PoolLauncher:
             failed = {"outcome": "failed", "error": error.message, "hint": error.hint}
             return told.model_copy(update=failed)
         except Exception as error:  # noqa: BLE001 - a bug: the outcomes of the other swarms are told all the same
-            _log.exception("bringing up %s broke off", swarm.name)
+            _log.exception("bringing up %s was interrupted", swarm.name)
             notes = " ".join(getattr(error, "__notes__", ()))
             failed = {"outcome": "failed", "error": f"{error!r}", "hint": notes}
             return told.model_copy(update=failed)
@@ -153,7 +153,7 @@ class PoolLauncher:
         return None if told is None else lambda seen: told(name, seen)
 
     def _taken_back(self, one: PoolOutcome) -> PoolOutcome:
-        """Stop what this call launched; what was up before stays."""
+        """Stop the swarms that this call launched; those that were up before stay."""
         if one.outcome not in ("up", "launched", "interrupted"):
             return one
         try:

@@ -1,5 +1,5 @@
-"""Forgets what is over: swarms with their folders and jobs, old jobs of no swarm, and what nobody
-can ask any more.
+"""Removes records and folders of ended swarms and their jobs, old jobs without a swarm, and swarms
+and jobs that can never be asked again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = get_logger(__name__)
 
 
 class PrunableJob(Record):
-    """A job of no swarm that ended long ago."""
+    """A job without a swarm that ended long ago."""
 
     job_id: str
     name: str
@@ -33,15 +33,15 @@ class PrunableJob(Record):
 
 
 class KeptJob(Record):
-    """A job of no swarm that was submitted long ago, and stays."""
+    """A job without a swarm that was submitted long ago, and stays."""
 
     job_id: str
     why: str
 
 
 def survey_jobs(store: SwarmStore, before: datetime) -> Sequence[PrunableJob | KeptJob]:
-    """The jobs of no swarm that were submitted before a moment, the oldest first: those that ended
-    before it may be forgotten. Each job's platform is asked.
+    """The jobs without a swarm that were submitted before a moment, the oldest first: those that
+    ended before it may be removed. Each job's platform is asked.
     """
     found = JobSubmitter(store).refresh_all(store.jobs_of_none(before))
     return [_judged_job(job) for job in found if not _ended_since(job, before)]
@@ -72,7 +72,9 @@ def _judged_job(job: JobRecord) -> PrunableJob | KeptJob:
 
 
 def forget_job(store: SwarmStore, job: PrunableJob) -> str | None:
-    """Why not, or None. The record goes first: what is left of a folder is in nobody's way."""
+    """Remove a job; returns why it was not removed, or None. The record goes first: the rest of a
+    folder harms nothing.
+    """
     if not store.delete_ended_job(job.job_id):
         return "it has not ended"
     remove_folder(Path(job.job_dir))
@@ -90,13 +92,13 @@ def remove_folder(folder: Path) -> None:
 
 
 class PrunableSwarm(Record):
-    """A swarm of which nothing runs: what there is of it to forget."""
+    """A swarm of which nothing runs, with what would be removed."""
 
     name: str
     tag: str
     stopped_at: datetime
     swarm_dir: str
-    jobs: tuple[str, ...]  # ended ones; their records and folders go with it
+    jobs: tuple[str, ...]  # ended ones; their records and folders are removed with it
 
 
 class KeptSwarm(Record):
@@ -107,19 +109,19 @@ class KeptSwarm(Record):
 
 
 class PruneReport(Record):
-    """What `db prune` would do, or did. Outputs and checkpoints are never touched."""
+    """The changes of `db prune`. Outputs and checkpoints are never touched."""
 
     schema_version: Literal[1] = 1
-    removed: bool  # False: nothing was, this is what would be
+    removed: bool  # False: only listed, nothing was removed
     swarms: tuple[PrunableSwarm, ...]
     kept: tuple[KeptSwarm, ...]
-    jobs: tuple[PrunableJob, ...] = ()  # of no swarm
-    kept_jobs: tuple[KeptJob, ...] = ()  # likewise, as old
+    jobs: tuple[PrunableJob, ...] = ()  # without a swarm
+    kept_jobs: tuple[KeptJob, ...] = ()  # likewise
 
 
 def survey_prunable(store: SwarmStore, *, jobs_before: datetime) -> PruneReport:
-    """What may be forgotten, and what stays and why. Each swarm's platform is asked. Of jobs
-    without a swarm those may go that ended before a moment.
+    """The swarms and jobs that may be removed, and those that stay and why. Each swarm's platform
+    is asked. Jobs without a swarm may be removed if they ended before a moment.
     """
     found = [_judged_swarm(store, record) for record in store.swarms(include_stopped=True)]
     jobs = survey_jobs(store, jobs_before)
@@ -133,7 +135,7 @@ def survey_prunable(store: SwarmStore, *, jobs_before: datetime) -> PruneReport:
 
 
 def prune(store: SwarmStore, wanted: PruneReport) -> PruneReport:
-    """Forget what a survey found, unless it has changed since."""
+    """Remove the result of a survey, except what has changed since."""
     gone, kept = [], list(wanted.kept)
     for swarm in wanted.swarms:
         why = _forget(store, swarm)
@@ -164,7 +166,7 @@ def _judged_swarm(store: SwarmStore, record: SwarmRecord) -> PrunableSwarm | Kep
             record = reconcile(store, record)
             jobs = JobSubmitter(store).refresh_all(store.jobs(record.name))
             why = _reason_to_keep(record) or _reason_of_jobs(record, jobs)
-    except (SwarmError, ValueError) as error:  # it is silent, or a record is of another version
+    except (SwarmError, ValueError) as error:  # no answer, or a record of another version
         why = f"it could not be asked: {str(error).splitlines()[0]}"
     if why is not None:
         return KeptSwarm(name=record.name, why=why)
@@ -190,13 +192,13 @@ def _reason_to_keep(record: SwarmRecord) -> str | None:
     if (folder.parent.name, folder.name) != ("swarms", record.name):
         return f"its folder {folder} is none that we make"
     if launchers(SwarmPaths(folder)):
-        return "somebody is bringing up another one of its name"
+        return "another swarm of its name is being brought up"
     swarm = rehydrate(record)
     if reach(record) is Reach.ELSEWHERE:
         return f"it ran on {place_of(record)}, which cannot be asked from here what is left of it"
     left = swarm.backend.find(swarm.handle)
     parts = [f"{part.kind} {part.index}" for handle in left for part in handle.parts]
-    return f"something of it still runs: {', '.join(parts)}" if left else None
+    return f"parts of it still run: {', '.join(parts)}" if left else None
 
 
 def _reason_of_jobs(record: SwarmRecord, jobs: Sequence[JobRecord]) -> str | None:
@@ -210,13 +212,15 @@ def _reason_of_jobs(record: SwarmRecord, jobs: Sequence[JobRecord]) -> str | Non
 
 
 def _forget(store: SwarmStore, swarm: PrunableSwarm) -> str | None:
-    """Why not, or None. The folder is set aside first: a new swarm of that name gets a new one."""
+    """Remove a swarm; returns why it was not removed, or None. The folder is renamed first: a new
+    swarm of that name gets a new one.
+    """
     folder = Path(swarm.swarm_dir)
     aside = folder.with_name(f".pruned-{swarm.tag}")
     try:
         folder.rename(aside)
     except FileNotFoundError:
-        pass  # gone before, or an earlier attempt set it aside
+        pass  # removed before, or renamed by an earlier attempt
     except OSError as error:
         return f"its folder cannot be removed: {error.strerror}"
     if not store.delete_stopped(swarm.tag):
@@ -228,12 +232,12 @@ def _forget(store: SwarmStore, swarm: PrunableSwarm) -> str | None:
 
 
 def write_off_swarm(store: SwarmStore, name: str) -> None:
-    """Record that a swarm has stopped, and that those of its jobs have failed which cannot be asked
-    either. From then on it is no place's any more: `prune` may remove what is left of it.
+    """Record that a swarm has stopped, and that its jobs that cannot be asked either have failed.
+    From then on it belongs to no place: `prune` may remove the rest of it.
 
     Raises:
         SwarmNotFound: there is none of that name.
-        StateError: it can be asked from here, and so stopped.
+        StateError: it can be asked from here, and so can be stopped.
     """
     record = store.swarm(name)
     if not _is_unreachable(record):
@@ -249,10 +253,10 @@ def write_off_swarm(store: SwarmStore, name: str) -> None:
 
 
 def write_off_job(store: SwarmStore, record: JobRecord) -> JobRecord:
-    """Record that a job has failed. Another driver still finds the lease of one that runs.
+    """Record that a job has failed. If it still runs, another driver still sees its lease.
 
     Raises:
-        StateError: it can be asked from here, and so cancelled.
+        StateError: it can be asked from here, and so can be cancelled.
     """
     if record.status.final:
         return record
@@ -266,7 +270,9 @@ def write_off_job(store: SwarmStore, record: JobRecord) -> JobRecord:
 
 
 def _is_unreachable(record: SwarmRecord | JobRecord) -> bool:
-    """Whether it cannot be asked. A platform that does not answer never will, its user says."""
+    """Whether it cannot be asked. If the platform does not answer, the caller asserts that it never
+    will.
+    """
     try:
         return reach(record) is Reach.ELSEWHERE
     except PlatformError:

@@ -1,4 +1,6 @@
-"""Is a swarm serving? The platform, the watchdogs' reports and the endpoint, in one look."""
+"""Whether a swarm serves: the platform, the watchdogs' reports and the endpoint, in one
+observation.
+"""
 
 from __future__ import annotations
 
@@ -35,34 +37,36 @@ _UNRESOLVED_S = 45.0
 
 
 class _Unresolved(Observation):
-    """The endpoint runs at a place of which this machine does not know the address."""
+    """The endpoint runs on a node whose name this machine cannot resolve."""
 
 
 @dataclass(frozen=True)
 class SwarmLook:
-    """What one look at a swarm saw. Platform, collector and endpoint are asked once each, so that
-    all that is said of the swarm comes from the same answers.
+    """One observation of a swarm. Platform, collector and endpoint are asked once each, so that all
+    values about the swarm come from the same answers.
     """
 
-    together: Observation  # how far the swarm is; UNKNOWN with `error`
+    together: Observation  # the swarm's state; UNKNOWN with `error`
     view: CollectorView | None  # None: the collector does not answer, and wrote none
-    places: Mapping[int, Observation]  # what the platform has in each replica's place
-    handle: ServingHandle  # with the replicas that an elastic swarm has now
+    places: Mapping[int, Observation]  # the platform's state of each replica
+    handle: ServingHandle  # with the present replicas of an elastic swarm
     address: EndpointAddress | None
-    error: SwarmError | None = None  # the platform could not be asked for all of it
+    error: SwarmError | None = None  # the platform could not be asked for everything
 
 
 def look_at(
     swarm: LiveSwarm, judged: Callable[[Observation], Observation] | None = None
 ) -> SwarmLook:
-    """Look at a live swarm once. What could not be asked is left out, and `error` says why.
+    """Observe a live swarm once. Values that could not be obtained are left out, and `error` says
+    why. A scheduler's snapshot may be old: if it shows the swarm as waiting, or a part as lost that
+    was replaced since, replicas and URL are more recent.
 
     A scheduler's look may be old: where it has the swarm wait, or has lost a part that was replaced
     since, it is behind what the replicas and the URL say.
 
     Args:
         swarm: of this host or cluster.
-        judged: what the endpoint's observation counts for, for who has seen earlier ones.
+        judged: maps the endpoint's observation, for callers that keep earlier ones.
     """
     backend, handle = swarm.backend, swarm.handle
     view, places = None, dict[int, Observation]()
@@ -87,14 +91,15 @@ def look_at(
 
 
 def readiness(swarm: LiveSwarm) -> Probe:
-    """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers.
+    """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers. The
+    probe raises `SwarmError` if the platform cannot be asked.
 
     The probe raises `SwarmError` where the platform cannot be asked.
     """
     unresolved_since: list[float] = []
 
     def named(endpoint: Observation) -> Observation:
-        """A name that does not resolve here now is no better known later: a minute is enough."""
+        """A name that does not resolve here now will not do so later: a minute is enough."""
         if not isinstance(endpoint, _Unresolved):
             unresolved_since.clear()
             return endpoint
@@ -130,14 +135,14 @@ def _replicas(
 
 
 def _wanted(swarm: LiveSwarm, view: CollectorView | None) -> Sequence[int]:
-    """The replicas that there shall be now."""
+    """The replicas that should exist now."""
     if swarm.plan.elastic is None or view is None or view.asked_for is None:
         return range(swarm.plan.launched_replicas)
     return view.asked_for
 
 
 def _places(swarm: LiveSwarm, handle: ServingHandle) -> dict[int, Observation]:
-    """What the platform has in each replica's place: what goes on there, else what has ended."""
+    """The platform's state of each replica: that of a running job, else of an ended one."""
     seen = swarm.backend.probe_parts(handle)
     places: dict[int, Observation] = {}
     for part in handle.parts:
@@ -148,8 +153,8 @@ def _places(swarm: LiveSwarm, handle: ServingHandle) -> dict[int, Observation]:
 
 
 def _ended(places: Mapping[int, Observation]) -> dict[int, str]:
-    """The replicas that do not run any more and will not as things are, reported or not, with what
-    the platform says of them.
+    """The replicas that do not run and will not restart as things are, whether they reported or
+    not, with the platform's state of them.
     """
     return {index: place.detail for index, place in places.items() if place.phase.terminal}
 
@@ -157,11 +162,11 @@ def _ended(places: Mapping[int, Observation]) -> dict[int, str]:
 def _replica(
     view: CollectorView | None, report: ReplicaReport | None, replica: int, ended: str | None
 ) -> Observation:
-    """`ended`: what the platform says of one that is over; None: it may run yet."""
+    """`ended`: the platform's words about a replica that is over; None: it may still run."""
     if report is not None and _has_failed(report, ended=ended is not None):
         return Observation(Phase.FAILED, f"replica {replica}: {report.reason or report.state}")
     if view is not None and report is not None and _is_ready(view, report):
-        return Observation(Phase.READY)  # its successor may be: a look at the queue can be older
+        return Observation(Phase.READY)  # its successor may run: a queue snapshot can be older
     if ended is not None:
         return Observation(Phase.FAILED, f"replica {replica}: {ended}")
     if view is None:
@@ -173,7 +178,7 @@ def _replica(
 
 
 def not_ready_yet(report: ReplicaReport) -> str | None:
-    """What keeps a replica that starts from being ready, as far as its watchdog has seen."""
+    """What a starting replica lacks to be ready, as its watchdog last observed."""
     status = report.http_status
     if report.reason or report.state is not ReplicaState.STARTING or status is None:
         return report.reason
@@ -181,8 +186,8 @@ def not_ready_yet(report: ReplicaReport) -> str | None:
 
 
 def _has_failed(report: ReplicaReport, *, ended: bool) -> bool:
-    """One that ended as asked, or that another node was to take, has not as long as the platform
-    has a place for it: a time limit or a lost node sent it back into the queue.
+    """A replica that ended on request, or asked for another node, has not failed as long as the
+    platform has a place for it: it was requeued after a time limit or a lost node.
     """
     return report.state is ReplicaState.FAILED or (ended and report.state in _ENDS)
 
@@ -192,31 +197,31 @@ def _is_ready(view: CollectorView, report: ReplicaReport) -> bool:
 
 
 def reports_of(view: CollectorView | None) -> dict[int, ReplicaReport]:
-    """The last report of each replica of which there was any."""
+    """The last report of each replica that has reported."""
     return {} if view is None else {report.replica: report for report in view.replicas}
 
 
 def age_s(view: CollectorView, report: ReplicaReport) -> float:
-    """How old a report was when the view was taken, by the collector's own clock."""
+    """The age of a report when the view was taken, in seconds of the collector's clock."""
     if report.reported_at is None:
         return 0.0
     return max(0.0, (view.taken_at - report.reported_at).total_seconds())
 
 
 def is_stale(view: CollectorView, report: ReplicaReport) -> bool:
-    """Whether a report is too old to be believed."""
+    """Whether a report is too old to count."""
     return age_s(view, report) > view.stale_after_s
 
 
 def _endpoint(swarm: LiveSwarm, address: EndpointAddress | None) -> Observation:
     if address is None:
-        return Observation(Phase.STARTING, "the endpoint has not said where it listens yet")
+        return Observation(Phase.STARTING, "the endpoint has not reported its address yet")
     try:
         key = swarm.paths.api_key.read_text("utf-8").strip()
     except FileNotFoundError:
         return Observation(Phase.FAILED, f"{swarm.paths.api_key} is gone")
     host = urlsplit(address.url).hostname or ""
-    if address.collector_url is not None and not resolves(host):  # else a proxy may know it
+    if address.collector_url is not None and not resolves(host):  # else a proxy may resolve it
         here = socket.gethostname()
         return _Unresolved(
             Phase.STARTING,
@@ -228,7 +233,7 @@ def _endpoint(swarm: LiveSwarm, address: EndpointAddress | None) -> Observation:
     )()
 
 
-# -- what went wrong ----------------------------------------------------------------------------
+# -- causes of failure -----------------------------------------------------------------------
 
 
 def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
@@ -255,7 +260,7 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
 def _ended_unreported(
     swarm: LiveSwarm, seen: Observation, places: Mapping[int, Observation]
 ) -> LaunchError:
-    """A program of ours ended without a word to the collector: its own log must tell."""
+    """A program of ours ended without a report to the collector: its own log must show why."""
     if (found := script_failure(swarm.paths)) is not None:
         said, where = found
         return LaunchError(f"{swarm.record.name} did not come up: {said}.", hint=f"See {where}.")
@@ -269,7 +274,9 @@ def _ended_unreported(
 
 
 def _last_log(swarm: LiveSwarm, places: Mapping[int, Observation]) -> Path | None:
-    """That of what ended first; None where all replicas only wait: then no log tells why."""
+    """The log of the part that ended first; None if all replicas only wait: then no log shows
+    why.
+    """
     ended = sorted(_ended(places))
     if not ended:
         waits = bool(places) and all(one.phase is Phase.QUEUED for one in places.values())
@@ -295,8 +302,8 @@ def _replica_error(swarm: LiveSwarm, failed: list[ReplicaReport], wanted: int) -
 
 
 def diagnosis(swarm: LiveSwarm, report: ReplicaReport) -> Diagnosis | None:
-    """What a replica's log says of its end. A watchdog has judged it, and knows which part of the
-    log is of this end: what it did not take for the cause is none.
+    """The cause of a replica's end in its log. A watchdog has judged it, and knows which part of
+    the log belongs to this end: where it named no cause, none is returned.
     """
     known = engines.get(swarm.plan.engine).failure_patterns
     if report.watchdog_pid is not None:

@@ -1,4 +1,6 @@
-"""What a crash left behind: adopted by its tag or written off; and how a swarm is stopped."""
+"""Repairs what a crash left behind: parts are adopted by their tag, or the swarm is recorded as
+stopped; and stops swarms.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ _log = get_logger(__name__)
 
 
 def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
-    """The record as the platform sees it.
+    """The record, updated to the platform's state.
 
-    Parts that carry the tag are attached; a swarm of which nothing is left, and that nobody is
-    bringing up any more, is stopped. When the platform cannot be asked, or the swarm
-    runs on another host or cluster, the record stays.
+    Parts that carry the tag are attached; a swarm of which nothing is left, and that no command is
+    bringing up any more, is recorded as stopped. If the platform cannot be asked, or the swarm runs
+    on another host or cluster, the record stays.
     """
     if not record.phase.live:
         return record
@@ -39,7 +41,7 @@ def reconcile(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
             store.set_stopped(record.tag, why)
             return store.swarm(record.name)
     except PlatformError as error:
-        _log.warning("%s cannot be looked for: %s", record.name, error.message)
+        _log.warning("the parts of %s cannot be listed: %s", record.name, error.message)
         return record
     except (SwarmNotFound, SwarmReplaced):  # by another program, meanwhile
         return record
@@ -71,7 +73,7 @@ def _reconciled(store: SwarmStore, record: SwarmRecord) -> SwarmRecord:
 
 
 def all_recorded(swarm: LiveSwarm) -> bool:
-    """Whether whoever launched it got to the end: then there is nothing to look for."""
+    """Whether the launch recorded all its parts: then there is nothing to search for."""
     kinds = [part["kind"] for part in swarm.record.parts]
     return "endpoint" in kinds and kinds.count("replica") >= swarm.plan.launched_replicas
 
@@ -80,11 +82,13 @@ def _found(swarm: LiveSwarm) -> list[PlatformPart]:
     return [part for handle in swarm.backend.find(swarm.handle) for part in handle.parts]
 
 
-# -- who is bringing it up ---------------------------------------------------------------------
+# -- which process brings it up --------------------------------------------------------------
 
 
 def being_launched(swarm: LiveSwarm) -> bool:
-    """Whether the process that brings the swarm up still lives, as far as can be seen from here.
+    """Whether the process that brings the swarm up still lives, as far as can be determined from
+    here. It claims the swarm before the record exists, so that no other process writes off a swarm
+    of which nothing runs *yet*.
 
     It says so before there is a record of the swarm, so that nobody writes off a swarm of which
     nothing runs *yet*.
@@ -93,12 +97,12 @@ def being_launched(swarm: LiveSwarm) -> bool:
 
 
 def launchers(paths: SwarmPaths) -> list[Path]:
-    """The claims in a swarm's folder, whatever its tag, of processes that live."""
+    """The claims in a swarm's folder, for any tag, of living processes."""
     return [path for path in paths.root.glob("launcher-*.json") if is_held(path)]
 
 
 def clear_launchers(paths: SwarmPaths) -> None:
-    """Take away what launches that were killed have left."""
+    """Remove the claims of launches that were killed."""
     for path in paths.root.glob("launcher-*.json"):
         if not is_held(path):
             release(path)
@@ -108,8 +112,8 @@ MAY_SERVE = (SwarmPhase.LAUNCHING, SwarmPhase.READY)
 
 
 def why_lost(swarm: LiveSwarm) -> str | None:
-    """Why nobody will answer at a swarm's endpoint again, though its record says that it is up or
-    coming up; None: somebody may, as far as is known here.
+    """Why a swarm's endpoint will never answer again, though its record says that it is up or
+    coming up; None: it may, as far as is known here.
     """
     record = swarm.record
     if record.phase not in MAY_SERVE or is_elsewhere(record):
@@ -120,7 +124,8 @@ def why_lost(swarm: LiveSwarm) -> str | None:
 
 
 def check_not_lost(swarm: LiveSwarm, refused: str) -> None:
-    """Refuse what needs a swarm that serves, or will: `refused` says what of it is not possible.
+    """Refuse an operation on a swarm that does not serve and will not; `refused` says what is not
+    possible.
 
     Raises:
         StateError: it does not and will not.
@@ -139,7 +144,7 @@ def check_not_lost(swarm: LiveSwarm, refused: str) -> None:
 
 
 def without_endpoint(swarm: LiveSwarm) -> StateError:
-    """What is said of a swarm that has no endpoint now."""
+    """The error for a swarm that has no endpoint now."""
     name, phase = swarm.record.name, swarm.record.phase
     coming = phase is SwarmPhase.LAUNCHING
     hint = f"`domyn-swarm wait {name}` returns once it is ready." if coming else ""
@@ -150,7 +155,7 @@ def without_endpoint(swarm: LiveSwarm) -> StateError:
 
 
 def anew(name: str, phase: SwarmPhase) -> str:
-    """What to do to have a swarm that serves."""
+    """The command after which the swarm serves again."""
     up = "domyn-swarm up -c FILE"
     if phase is SwarmPhase.STOPPED:
         return f"Bring it up: {up}"
@@ -161,8 +166,8 @@ STOPPED_BY_DOWN = "`domyn-swarm down` stopped it"
 
 
 def stop(store: SwarmStore, swarm: LiveSwarm) -> None:
-    """End all of a swarm that is recorded as stopping, verify that, and record it as stopped. Where
-    that breaks off the record says so: nobody goes on with it by itself.
+    """End all of a swarm that is recorded as stopping, verify it, and record it as stopped. If that
+    is interrupted the record says so: nothing continues it by itself.
 
     Raises:
         PlatformError: something still runs.
@@ -172,7 +177,10 @@ def stop(store: SwarmStore, swarm: LiveSwarm) -> None:
         swarm.backend.delete(swarm.handle)
     except BaseException as error:
         why = error.message if isinstance(error, SwarmError) else f"{error!r}."
-        left = f"`down` broke off, and some of it may run on: {why} Run `domyn-swarm down {name}`."
+        left = (
+            f"`down` was interrupted, and parts of it may still run: {why} "
+            f"Run `domyn-swarm down {name}`."
+        )
         with contextlib.suppress(StateError):  # the first error says more
             store.set_phase(tag, SwarmPhase.STOPPING, left)
         raise
@@ -181,7 +189,9 @@ def stop(store: SwarmStore, swarm: LiveSwarm) -> None:
 
 
 def may_be_left(swarm: LiveSwarm) -> bool:
-    """Whether something runs of a swarm that is recorded as stopped, as far as can be known."""
+    """Whether parts of a swarm that is recorded as stopped may still run, as far as can be
+    determined.
+    """
     try:
         return reach(swarm.record) is Reach.HERE and bool(swarm.backend.find(swarm.handle))
     except SwarmError:

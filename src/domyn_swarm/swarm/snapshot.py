@@ -1,4 +1,4 @@
-"""What a swarm looks like at one moment: typed, versioned, serialisable. `--json` shows this."""
+"""The state of a swarm at one moment: typed, versioned, serialisable. `--json` prints it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from domyn_swarm.probing import Observation, Phase
 from domyn_swarm.swarm.readiness import age_s, is_stale, not_ready_yet
 
 FIGURES_FRESH_S = 5.0
-"""Figures of an engine or of a job that runs are shown with their age once they are older."""
+"""Figures of an engine or of a running job that are older than this are shown with their age."""
 
 
 Observed = Literal[
     "ready", "starting", "queued", "failed", "stopped", "unknown", "elsewhere", "not_probed"
 ]
-"""What a swarm does now, as far as it was asked."""
+"""The present state of a swarm, as far as it was asked."""
 
 
 class Whereabouts(Record):
@@ -39,16 +39,16 @@ class Whereabouts(Record):
 
     kind: Literal["host", "cluster", "workspace"]
     name: str
-    elsewhere: bool | None  # it cannot: what is shown is what was known last; null: not asked
-    known_at: datetime | None = None  # of what is elsewhere: as of when it is shown
+    elsewhere: bool | None  # false: the last known values are shown; null: not asked
+    known_at: datetime | None = None  # time of these values, if it is elsewhere
 
 
 class ReplicaSnapshot(Record):
-    """One replica, with how old the news is."""
+    """One replica, with the age of its last report."""
 
     index: int
     state: ReplicaState
-    stale: bool  # the last report is too old to be believed
+    stale: bool  # the last report is too old to count
     url: str | None = None
     http_status: int | None = None
     last_seen_s: float | None = None  # age of the last report
@@ -56,28 +56,28 @@ class ReplicaSnapshot(Record):
     reason: str | None = None
     requests_running: float | None = None
     requests_waiting: float | None = None
-    prompt_tokens: float | None = None  # since the engine started; null: it does not tell
+    prompt_tokens: float | None = None  # since the engine started; null: it does not report them
     generated_tokens: float | None = None
     tokens_per_s: float | None = None  # generated, between its last two samples
     kv_cache_usage: float | None = None  # 1: full
-    figures_age_s: float | None = None  # how old the engine's figures are, from requests_running on
+    figures_age_s: float | None = None  # age of the engine's figures, from requests_running on
     node: str | None = None
-    expires_at: datetime | None = None  # when the platform ends it, or starts it anew
+    expires_at: datetime | None = None  # when the platform ends it, or restarts it
 
     @property
     def serving(self) -> bool:
-        """Whether it takes requests: ready, and heard of recently."""
+        """Whether it accepts requests: ready, with a recent report."""
         return self.state is ReplicaState.READY and not self.stale
 
     @property
     def old_figures_s(self) -> float | None:
-        """The age of the engine's figures where it has to be told; None: they are live."""
+        """The age of the engine's figures if it should be shown; None: they are current."""
         age_s = self.figures_age_s
         return age_s if age_s is not None and age_s > FIGURES_FRESH_S else None
 
 
 class NamedJob(Record):
-    """Which job it is, and what is known of it wherever it runs."""
+    """A job's identity, and what is known of it wherever it runs."""
 
     schema_version: Literal[1] = 1
     job_id: str
@@ -91,23 +91,24 @@ class NamedJob(Record):
 class JobSnapshot(NamedJob, JobFigures):
     """One job."""
 
-    figures_age_s: float | None = None  # of a job that runs: when its worker wrote the figures
+    figures_age_s: float | None = None  # of a running job: when its worker wrote the figures
     input: str
     output: str | None
-    # What it asks, of one job that is shown by itself; null in lists, and where its files are gone.
+    # The job's specification, if it is shown by itself; null in lists, and if its files were
+    # removed.
     model: str | None = None
     job_class: str | None = None
     prompt: str | None = None
     system: str | None = None
     parameters: dict[str, Any] | None = None  # its options and its requests', without secrets
-    retry_parameters: dict[str, Any] | None = None  # those that differ for the rows it asks again
+    retry_parameters: dict[str, Any] | None = None  # those that differ for the rows that it retries
     max_gpu_hours: float | None = None  # its budget
-    runs: int | None = None  # begun so far, of a job that goes on by itself; null: of any other
-    began_at: datetime | None = None  # the first of them
+    runs: int | None = None  # runs so far, of a job that continues by itself; null: of any other
+    began_at: datetime | None = None  # begin of the first run
     account: JobAccount | None = None  # of all its runs, once one has ended
-    message: str | None = None  # waits for its turn, paused, failed: why
-    remarks: tuple[str, ...] = ()  # worth knowing of how its rows came out
-    exit_code: int | None = None  # the program's own
+    message: str | None = None  # reason if it waits, is paused or has failed
+    remarks: tuple[str, ...] = ()  # remarks on how its rows ended
+    exit_code: int | None = None  # exit code of the program
     submitted_at: datetime
     ended_at: datetime | None = None
     log_path: str
@@ -122,7 +123,7 @@ class JobSnapshot(NamedJob, JobFigures):
 
     @property
     def time_left(self) -> TimeLeft | None:
-        """Until its last row is settled; None: it is not at work, or that is not known yet."""
+        """Time until its last row is settled; None: it does not run, or that is not known yet."""
         if self.eta_s is None:
             return None
         low_s = self.eta_s if self.eta_low_s is None else self.eta_low_s
@@ -131,7 +132,7 @@ class JobSnapshot(NamedJob, JobFigures):
 
     @property
     def old_figures_s(self) -> float | None:
-        """The age of its figures where it has to be told; None: they are live, or final."""
+        """The age of its figures if it should be shown; None: they are current, or final."""
         age_s = self.figures_age_s
         return age_s if age_s is not None and age_s > FIGURES_FRESH_S else None
 
@@ -140,19 +141,19 @@ class UseTime(Record):
     """Time of one use and one cause."""
 
     use: Use
-    cause: str  # which phase of a start, why rows waited, why nothing is known; else empty
+    cause: str  # phase of a start, reason that rows waited, or reason of unknown; else empty
     replica_s: float
-    gpu_s: float  # the same times the replica's GPUs
+    gpu_s: float  # multiplied by the replica's GPUs
 
 
 class Usage(Record):
-    """Time of replicas, by what it went to. Held: in it they had their GPUs."""
+    """The replicas' time by use. Held: time in which they had their GPUs."""
 
     held_replica_s: float
     held_gpu_s: float  # the sum of all uses but `queued`
     uses: tuple[UseTime, ...] = ()  # those that occurred, in the order of `Use`
-    energy_kwh: float | None = None  # by nvidia-smi on the nodes; null: nobody counted
-    energy_gpu_s: float = 0.0  # the held time whose energy was counted
+    energy_kwh: float | None = None  # by nvidia-smi on the nodes; null: not measured
+    energy_gpu_s: float = 0.0  # the held time whose energy was measured
 
     @override
     def __str__(self) -> str:
@@ -174,7 +175,7 @@ class Usage(Record):
         return sum(one.gpu_s for one in self.uses if one.use in (uses or HELD))
 
     def replica_s(self, *uses: Use) -> float:
-        """Seconds of replicas, likewise."""
+        """Replica-seconds, likewise."""
         return sum(one.replica_s for one in self.uses if one.use in (uses or HELD))
 
 
@@ -183,7 +184,7 @@ class SwarmSnapshot(Record):
 
     schema_version: Literal[1] = 1
     name: str
-    phase: SwarmPhase  # what the record says
+    phase: SwarmPhase  # the phase of the record
     observed: Observed
     detail: str = ""
     whereabouts: Whereabouts | None = None  # null: not recorded
@@ -194,13 +195,13 @@ class SwarmSnapshot(Record):
     replicas_wanted: int
     replicas_min: int | None = None  # of an elastic swarm, whose size follows the work; null: fixed
     replicas_max: int | None = None
-    asleep: bool = False  # it holds no replica, and starts one for the first request or job
+    asleep: bool = False  # it has no replica, and starts one for the first request or job
     min_ready: int
     replicas: tuple[ReplicaSnapshot, ...] = ()
     jobs: tuple[JobSnapshot, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()  # nodes that no replica is started on for a while
-    expires_at: datetime | None = None  # when the last replica that runs now ends for its limit
-    usage: Usage | None = None  # of one swarm that is shown by itself; null: see `usage`
+    left_out: tuple[LeftOut, ...] = ()  # nodes on which no replica is started for a while
+    expires_at: datetime | None = None  # when the last running replica ends by its limit
+    usage: Usage | None = None  # of a swarm that is shown by itself; null: see `usage`
     swarm_dir: str
     created_at: datetime
 
@@ -212,7 +213,7 @@ class SwarmSnapshot(Record):
 
     @property
     def replicas_ready(self) -> int:
-        """How many replicas take requests."""
+        """How many replicas accept requests."""
         return sum(replica.serving for replica in self.replicas)
 
 
@@ -228,7 +229,7 @@ class JobList(Record):
 
     schema_version: Literal[1] = 1
     jobs: tuple[JobSnapshot, ...]
-    left_out: int = 0  # older ones, which were not asked for
+    left_out: int = 0  # older ones, which were not read
 
 
 _REPORTED = set(ReplicaSnapshot.field_names()) & set(ReplicaReport.field_names())
@@ -241,8 +242,8 @@ def reported(
     *,
     unheard: bool = False,
 ) -> ReplicaSnapshot:
-    """By its watchdog's last report. `unheard`: nobody takes its reports any more, nor sends
-    requests there.
+    """A replica from its watchdog's last report. `unheard`: its reports are not accepted any more,
+    and no requests are sent there.
     """
     if view is None or report is None:
         return ReplicaSnapshot(index=index, state=ReplicaState.PENDING, stale=False)
@@ -258,13 +259,13 @@ def reported(
 
 
 def placed(one: ReplicaSnapshot, place: Observation | None, anew: str) -> ReplicaSnapshot:
-    """The same with what its platform says of its place, unless its watchdog is heard: a look at a
-    platform may be older than a report. What ended a replica that failed, its watchdog knows.
+    """The replica with its platform's state, unless its watchdog's reports arrive: a platform's
+    snapshot may be older than a report. For a replica that failed, the watchdog knows the cause.
 
     Args:
-        one: by its report.
-        place: what the platform has there; None: it was not asked.
-        anew: what to do to have a replica again that is over.
+        one: from its report.
+        place: the platform's state of it; None: the platform was not asked.
+        anew: the command that starts an ended replica again.
     """
     heard = one.last_seen_s is not None
     ended = one.state in FINAL_REPLICA_STATES
@@ -278,7 +279,7 @@ def placed(one: ReplicaSnapshot, place: Observation | None, anew: str) -> Replic
         state = ReplicaState.FAILED if failed else ReplicaState.EXITED
         return _changed(one, state, f"{place.detail}; {anew}")
     if place.phase is Phase.READY and not ended:
-        silent = "reports nothing any more" if heard else "has not reported yet"
+        silent = "does not report any more" if heard else "has not reported yet"
         return one.model_copy(update={"reason": f"{place.detail}; its watchdog {silent}"})
     return one
 

@@ -29,7 +29,7 @@ def submit_recorded(
     compute: ComputeSpec,
     check: Callable[[Iterable[JobRecord]], None] | None = None,
 ) -> JobHandle:
-    """Record the intent, then start the job, then record how it is found again. `check` is for
+    """Record the intent, then start the job, then record its handle. `check` is for
     `SwarmStore.create_job`.
 
     Raises:
@@ -53,7 +53,7 @@ def submit_recorded(
 def _keep_handle(store: SwarmStore, record: JobRecord, handle: JobHandle) -> None:
     try:
         store.set_job_handle(record.job_id, handle)
-    except StateError as error:  # it is found by what its platform knows of it
+    except StateError as error:  # its platform finds it by our id
         error.hint = f"{error.hint} {_may_run(record)}".strip()
         raise
 
@@ -75,7 +75,7 @@ def _submitted(
     except SwarmError:
         store.set_job_status(record.job_id, JobStatus.FAILED)
         raise
-    except BaseException:  # Ctrl-C, or something that is no answer of the platform's
+    except BaseException:  # Ctrl-C, or an error that is no answer of the platform
         _log.warning("%s", _may_run(record))
         raise
 
@@ -98,14 +98,14 @@ def _may_run(record: JobRecord) -> str:
 
 
 def give_up_unsubmitted(store: SwarmStore, backend: ComputeBackend, record: JobRecord) -> None:
-    """Record that a pending job, which its platform does not have, has failed: once nobody submits
-    it any more, and what was submitted must have appeared.
+    """Record a pending job as failed if its platform does not have it, no process submits it any
+    more, and a submitted job must have appeared.
     """
     paths = JobPaths(Path(record.job_dir))
     age_s = (utc_now() - record.submitted_at).total_seconds()
     if age_s <= backend.appears_within_s or is_held(paths.submitter):
         return
-    lost = JobResult(error="Its submission broke off, and the platform does not have it.")
-    with contextlib.suppress(OSError):  # the folder may be gone
+    lost = JobResult(error="Its submission was interrupted, and the platform does not have it.")
+    with contextlib.suppress(OSError):  # the folder may have been removed
         write_private_once(paths.result, lost.model_dump_json())
     store.set_job_status(record.job_id, JobStatus.FAILED)

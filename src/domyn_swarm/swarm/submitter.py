@@ -1,4 +1,4 @@
-"""Jobs of a swarm, or of any endpoint: checked, recorded, submitted, found again."""
+"""Jobs of a swarm, or of any endpoint: checks, records, submits and finds them."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ class JobSubmitter:
         return handle
 
     def check(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, Prepared]:
-        """Check all that `submit` does, write nothing. Raises as `submit`.
+        """Check everything that `submit` checks, but write nothing. Raises as `submit`.
 
-        The key file that the spec of a foreign endpoint names does not exist.
+        The key file that the spec of an endpoint that is not ours names does not exist.
         """
         from domyn_swarm.jobs.preparation import prepare
 
@@ -95,7 +95,7 @@ class JobSubmitter:
         return spec, prepared
 
     def submit_script(self, request: ScriptRequest, swarm: LiveSwarm) -> JobHandle:
-        """Run a user's program beside a swarm, told where the endpoint is.
+        """Run a user's program beside a swarm, with the endpoint's address in its environment.
 
         Raises:
             ConfigError: there is no such program, or it cannot be run.
@@ -121,10 +121,10 @@ class JobSubmitter:
         *,
         retry_failed: bool = False,
     ) -> JobHandle:
-        """The same job once more, under an id of its own; settled rows are not asked again.
+        """Submit the same job again, under an id of its own; settled rows are not sent again.
 
-        With `retry_failed` the rows that failed are, or those of `changes.retry_classes`, and with
-        the parameters in `changes.override`, which leave the job's identity as it is.
+        With `retry_failed` the failed rows are, or those of `changes.retry_classes`, with the
+        parameters in `changes.override`, which leave the job's identity unchanged.
 
         Raises:
             ConfigError: the swarm serves another model than the job asked.
@@ -181,12 +181,12 @@ class JobSubmitter:
     def _checked_compute(
         self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
     ) -> tuple[JobRecord, ComputeSpec]:
-        """What is to be recorded and submitted, which the platform can give."""
+        """The records of a checked job that the platform can run."""
         check_budget(spec.resources, swarm)
         record = new_record(spec, paths, swarm, external_id)
         files = (spec.input, spec.output, spec.checkpoint_root)
         compute = compute_spec(record, spec.resources, swarm, files)
-        # What asks failed rows again would ask those again, too, that failed in its own runs.
+        # A retry of failed rows would also send rows that failed in its own runs.
         once = spec.resources.continues is False or spec.retry_failed or not spec.checkpointing
         compute = compute.model_copy(update={"continues": not once})
         self._backend(record).check(compute)
@@ -211,7 +211,7 @@ class JobSubmitter:
             include={*RunOptions.field_names(), "job_source", "job_kwargs", "resources"}
         )
         checkpoint_root = request.checkpoint_dir or checkpoints_dir()
-        if request.data_backend == "ray":  # the worker's environment may be another one
+        if request.data_backend == "ray":  # the worker's environment may differ
             asked["ray_address"] = request.ray_address or ray_address_of_environment()
         spec = given_options(
             JobSpec,
@@ -232,10 +232,10 @@ class JobSubmitter:
         )
         return spec, paths
 
-    # -- afterwards ------------------------------------------------------------------------------
+    # -- after the submission ---------------------------------------------------------------------
 
     def refresh(self, record: JobRecord) -> JobRecord:
-        """The record with the job's true status, asked where it runs.
+        """The record with the job's present status, from its platform.
 
         Raises:
             PlatformError: whether the platform has it at all cannot be asked.
@@ -243,15 +243,15 @@ class JobSubmitter:
         return self._asked([self._look_for(record)])[0]
 
     def refresh_all(self, records: Sequence[JobRecord]) -> list[JobRecord]:
-        """As `refresh` for each of them; a platform is asked once for all of its jobs. What cannot
-        be asked for now stays as it is known.
+        """As `refresh` for each of them, with one query per platform. A job that cannot be asked
+        for now keeps its last known status.
         """
         found = []
         for one in records:
             try:
                 found.append(self._look_for(one))
             except PlatformError as error:
-                _log.warning("%s cannot be looked for: %s", one.job_id, error.message)
+                _log.warning("the status of %s is not known: %s", one.job_id, error.message)
                 found.append(one)
         return self._asked(found)
 
@@ -268,9 +268,9 @@ class JobSubmitter:
         ]
 
     def recall(self, record: JobRecord) -> JobRecord:
-        """The record as the job's own files complete it.
+        """The record, completed from the job's own files.
 
-        Who knows more is asked only where that is cheap, or needed: this machine about its own
+        Further sources are asked only if that is cheap, or necessary: this machine about its own
         processes, and a scheduler about a job that did not finish, since it may have ended it.
         """
         handle = record.handle
@@ -287,8 +287,8 @@ class JobSubmitter:
         return self._settle(record, JobStatus.RUNNING) if begun else record
 
     def _look_for(self, record: JobRecord) -> JobRecord:
-        """Without a handle the submitter is at work, or died: before the platform had the job, or
-        after.
+        """Search for a job without a handle: its submitter still runs, or died before the platform
+        had the job, or after.
         """
         if record.status.final:
             return record
@@ -315,7 +315,7 @@ class JobSubmitter:
         return self._store.job(record.job_id)
 
     def wait(self, record: JobRecord, *, timeout_s: float | None) -> JobRecord:
-        """Block until the job has ended or the time is up."""
+        """Wait until the job has ended or the time is up."""
         record = self._await(
             record, lambda one: one.handle is not None or one.status.final, timeout_s
         )
@@ -325,7 +325,7 @@ class JobSubmitter:
             return self._await(record, lambda one: one.status.final, timeout_s)  # by its files
         try:
             status = self._backend(record).wait(record.handle, timeout_s=timeout_s)
-        except PlatformUnavailable:  # `refresh` says so; the job is as it was
+        except PlatformUnavailable:  # `refresh` logs it; the job keeps its status
             if timeout_s is None:
                 raise
             return record
@@ -334,7 +334,7 @@ class JobSubmitter:
     def _await(
         self, record: JobRecord, condition: Callable[[JobRecord], bool], timeout_s: float | None
     ) -> JobRecord:
-        """The record as it is once that holds of it, or the time is up."""
+        """The record once the condition holds, or the time is up."""
         seen = [record]
 
         def look() -> bool:
@@ -345,18 +345,18 @@ class JobSubmitter:
         return seen[-1]
 
     def fetch_log(self, job_id: str, *, follow: bool = False) -> None:
-        """See that what a job printed is in its log file.
+        """Make a job's output available in its log file.
 
         Raises:
             JobNotFound: there is no such job.
-            PlatformError: the platform has it and does not give it.
+            PlatformError: the platform has it and does not return it.
         """
         record = self._store.job(job_id)
         if record.handle is not None and not record.status.final and not is_elsewhere(record):
             self._backend(record).fetch_log(record.handle, follow=follow)
 
     def cancel(self, record: JobRecord) -> JobRecord:
-        """End this job alone; what it finished is kept.
+        """End this job only; its settled rows are kept.
 
         Raises:
             RunsElsewhere: it can only be ended from another host or cluster.
@@ -382,7 +382,7 @@ class JobSubmitter:
         if status is record.status:
             return record
         if status.final and record.handle is not None:
-            with contextlib.suppress(ConfigError, PlatformError):  # it surely has the log now
+            with contextlib.suppress(ConfigError, PlatformError):  # it has the complete log now
                 self._backend(record).fetch_log(record.handle)
         ended = read_exit(JobPaths(Path(record.job_dir)).exit)
         self._store.set_job_status(
@@ -395,5 +395,5 @@ class JobSubmitter:
 
 
 def _absolute(path: str) -> str:
-    """A path from any folder, `~` as in a shell: `--input=~/x.csv` leaves that to us."""
+    """An absolute path; `~` as in a shell, which does not expand it in `--input=~/x.csv`."""
     return path if "://" in path else str(expanded(path).absolute())

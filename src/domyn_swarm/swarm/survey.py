@@ -52,7 +52,7 @@ _T = TypeVar("_T", JobProgress, JobResult)
 
 
 def snapshot_of(record: SwarmRecord, jobs: Sequence[JobSnapshot] = ()) -> SwarmSnapshot:
-    """What the record says, without asking anybody."""
+    """A swarm by its record, without any query."""
     swarm = rehydrate(record)
     address = read_address(swarm.paths) if record.phase.live else None
     unknown = Observation(Phase.UNKNOWN)
@@ -60,8 +60,8 @@ def snapshot_of(record: SwarmRecord, jobs: Sequence[JobSnapshot] = ()) -> SwarmS
 
 
 def jobs_of(record: SwarmRecord, jobs: Sequence[JobRecord]) -> list[JobRecord]:
-    """Of the jobs of a swarm's name those of this swarm, not of an earlier one that had the name
-    and has left no job behind that goes on.
+    """The jobs of this swarm among those of its name, without those of an earlier swarm of the name
+    that has left no running job behind.
     """
     return [job for job in jobs if job.submitted_at >= record.created_at or not job.status.final]
 
@@ -69,7 +69,9 @@ def jobs_of(record: SwarmRecord, jobs: Sequence[JobRecord]) -> list[JobRecord]:
 def take_snapshot(
     swarm: LiveSwarm, jobs: Sequence[JobSnapshot] = (), *, look: SwarmLook | None = None
 ) -> SwarmSnapshot:
-    """What the swarm looks like now. `look`: one that was just taken; else it is looked at here."""
+    """The present state of the swarm. `look`: an observation that was just made; else one is made
+    here.
+    """
     if not swarm.record.phase.live:
         seen = Observation(Phase.STOPPED, swarm.record.detail)
         return _snapshot(swarm, seen, (), jobs)
@@ -84,7 +86,7 @@ def take_snapshot(
     reports, ends = reports_of(look.view), _expiries(swarm, look.handle)
     anew = f"`domyn-swarm scale {name} {swarm.plan.layout.replicas}` starts it again"
     if swarm.plan.elastic is not None:
-        anew = "another one starts where there is work for it"
+        anew = "another one starts when there is work for it"
     replicas = []
     for index in _shown(swarm, look.view, look.places):
         one = reported(look.view, reports.get(index), index, unheard=lost is not None)
@@ -98,7 +100,9 @@ def take_snapshot(
 def _shown(
     swarm: LiveSwarm, view: CollectorView | None, places: Mapping[int, Observation]
 ) -> Sequence[int]:
-    """The replicas that are shown: of an elastic swarm those that are wanted, or have not ended."""
+    """The replicas that are shown: of an elastic swarm the wanted ones, and those that have not
+    ended.
+    """
     if swarm.plan.elastic is None:
         return range(swarm.plan.layout.replicas)
     asked_for = (view.asked_for or ()) if view is not None else ()
@@ -107,8 +111,8 @@ def _shown(
 
 
 def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
-    """What its record and its files say. Nobody is asked: an address in them is of another host's
-    network, where a key must not be sent.
+    """The last known state from its record and its files. Nothing is queried: an address in the
+    files is in another host's network, where a key must not be sent.
     """
     view = last_view(swarm.paths)
     view = view if view is not None and view.tag == swarm.record.tag else None
@@ -124,7 +128,7 @@ def _last_known(swarm: LiveSwarm, jobs: Sequence[JobSnapshot]) -> SwarmSnapshot:
 
 
 def _expiries(swarm: LiveSwarm, handle: ServingHandle) -> dict[int, datetime]:
-    """When replicas end for their time limits, by index."""
+    """When replicas end by their time limits, by index."""
     try:
         ends = swarm.backend.expiries(handle)
     except PlatformError:
@@ -180,8 +184,8 @@ def _snapshot(
 def _with_trouble(
     swarm: LiveSwarm, detail: str, replicas: Sequence[ReplicaSnapshot], wanted: int
 ) -> str:
-    """With why an elastic swarm has no replica that serves, or cannot start what it wants, where
-    that is so.
+    """The detail with the reason why an elastic swarm has no replica that serves, or cannot start
+    those it wants.
     """
     if not swarm.record.phase.live or swarm.plan.elastic is None:
         return detail
@@ -199,14 +203,14 @@ def _left_out(swarm: LiveSwarm) -> tuple[LeftOut, ...]:
 
 
 def _detail(record: SwarmRecord, seen: Observation) -> str:
-    """Of a swarm that `down` could not stop, that; else what was seen just now."""
+    """Of a swarm that `down` could not stop, that error; else the observation."""
     if record.phase is SwarmPhase.STOPPING and record.detail:
         return record.detail
     return seen.detail or record.detail
 
 
 def asked_snapshots(records: Sequence[JobRecord]) -> list[JobSnapshot]:
-    """Jobs whose platforms have just been asked how they are: with why those wait that do."""
+    """Jobs whose platforms have just been asked, with the reasons of those that wait."""
     waiting: dict[str, list[JobHandle]] = {}
     for one in records:
         if one.status is JobStatus.PENDING and one.handle is not None and is_here(one):
@@ -220,9 +224,9 @@ def asked_snapshots(records: Sequence[JobRecord]) -> list[JobSnapshot]:
 def job_snapshot(
     record: JobRecord, *, asked: bool = False, waits: str | None = None
 ) -> JobSnapshot:
-    """A job as its record and its own files tell it; its status is the record's. `asked`: its
-    platform has been, so that it may be asked for its own name, too; `waits`: what that says of why
-    it has not started.
+    """A job from its record and its own files; its status is the record's. `asked`: whether its
+    platform was asked, so that it may be asked for its own name, too; `waits`: the platform's
+    reason why it has not started.
     """
     paths = JobPaths(Path(record.job_dir))
     progress = _read(paths.progress, JobProgress)
@@ -239,7 +243,7 @@ def job_snapshot(
     figures: dict[str, Any] = {}
     if progress:
         figures = {name: getattr(progress, name) for name in JobFigures.field_names()}
-        figures |= {} if live else time_left_fields(None)  # one that has ended has none left
+        figures |= {} if live else time_left_fields(None)  # an ended job has none left
     return JobSnapshot(
         job_id=record.job_id,
         external_id=record.external_id,
@@ -264,12 +268,12 @@ def job_snapshot(
 
 
 def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
-    """The same with model, class, prompt and parameters, where the job's files still say them."""
+    """The job with its model, class, prompt and parameters, as far as its files exist."""
     from domyn_swarm.batch.output.manifest import without_secrets
 
     try:
         spec = spec_of(record)
-    except StateError:  # a script, or its files are gone
+    except StateError:  # a script, or its files were removed
         return seen
     told = without_secrets(spec.job_kwargs)
     texts = {name: told.pop(name, None) for name in ("prompt", "system")}
@@ -288,5 +292,5 @@ def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
 def _read(path: Path, kind: type[_T]) -> _T | None:
     try:
         return kind.model_validate_json(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):  # not there yet, or of another version
+    except (FileNotFoundError, ValueError):  # not written yet, or by another version
         return None

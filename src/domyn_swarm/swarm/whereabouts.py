@@ -1,8 +1,8 @@
-"""Where swarms and jobs run, and what can be known of them from here.
+"""Where swarms and jobs run, and whether they can be asked from here.
 
-Several hosts and clusters may share one home. What was started on another one is not seen here,
-which says nothing about whether it runs: its record stays as it is, and what is asked of it is
-refused with where to go.
+Several hosts and clusters may share one home. What was started on another one is not visible here,
+which does not mean that it has ended: its record stays unchanged, and operations on it are refused,
+naming the place to run them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def location_of_new_job(platform: str, swarm: LiveSwarm | None) -> Location:
 
 
 def reach(record: SwarmRecord | JobRecord) -> Reach:
-    """What can be known from here of what a record is about.
+    """Whether what a record describes can be asked from here.
 
     Raises:
         PlatformError: the platform cannot be asked now.
@@ -50,7 +50,7 @@ def reach(record: SwarmRecord | JobRecord) -> Reach:
 
 
 def is_here(record: SwarmRecord | JobRecord) -> bool:
-    """Whether the platform can be asked about it from here, and now; why it cannot is logged."""
+    """Whether the platform can be asked about it from here, and now; a failure is logged."""
     try:
         return reach(record) is Reach.HERE
     except PlatformError as error:
@@ -59,8 +59,8 @@ def is_here(record: SwarmRecord | JobRecord) -> bool:
 
 
 def is_elsewhere(record: SwarmRecord | JobRecord) -> bool:
-    """Whether what a record is about is not over, as far as is known, and cannot be asked from
-    here. A platform that does not answer now is no sign of it.
+    """Whether something is not over, as far as is known, and cannot be asked from here. A platform
+    that does not answer now does not count as elsewhere.
     """
     if record.location is None or _is_over(record):
         return False
@@ -73,8 +73,8 @@ def is_elsewhere(record: SwarmRecord | JobRecord) -> bool:
 def whereabouts(
     record: SwarmRecord | JobRecord, known_at: datetime, *, ask: bool = True
 ) -> Whereabouts | None:
-    """Where it runs, and as of when it is known; None: not recorded. Without `ask` no scheduler is
-    asked for the name of its cluster.
+    """Where it runs, and the time of that knowledge; None: not recorded. Without `ask` no scheduler
+    is asked for the name of its cluster.
     """
     location = record.location
     if location is None:
@@ -90,12 +90,12 @@ def whereabouts(
 
 
 def refuse_elsewhere(record: SwarmRecord | JobRecord, to: str, hint: str = "") -> None:
-    """Refuse to do something to what cannot be asked from here.
+    """Refuse an operation on something that cannot be asked from here.
 
     Args:
-        record: of what.
-        to: what was to be done, as in "cannot … from here".
-        hint: what to do if that place is gone for good.
+        record: of the swarm or job.
+        to: the operation, as in "cannot … from here".
+        hint: what to do if that place no longer exists.
 
     Raises:
         RunsElsewhere: it is elsewhere.
@@ -110,8 +110,8 @@ def refuse_elsewhere(record: SwarmRecord | JobRecord, to: str, hint: str = "") -
 
 
 def refuse_taken(record: SwarmRecord, why_lost: str | None = None) -> None:
-    """Refuse to launch another swarm of the name of a live one; `why_lost`: nobody will answer at
-    its endpoint again.
+    """Refuse to launch another swarm with the name of a live one; `why_lost`: why its endpoint will
+    never answer again.
 
     Raises:
         SwarmExists: it is live, as far as is known.
@@ -133,7 +133,7 @@ def refuse_taken(record: SwarmRecord, why_lost: str | None = None) -> None:
 
 
 def place_of(record: SwarmRecord | JobRecord) -> str:
-    """The recorded location, in words."""
+    """The recorded location as words."""
     location = record.location
     if location is None:
         return "an unknown place"
@@ -142,7 +142,7 @@ def place_of(record: SwarmRecord | JobRecord) -> str:
 
 
 def endpoint_address(swarm: LiveSwarm) -> EndpointAddress | None:
-    """Where the endpoint of a swarm listens, if programs that are started here can reach that.
+    """Where the endpoint of a swarm listens, if programs that are started here can reach it.
 
     Raises:
         RunsElsewhere: it listens on the loopback interface of another host.
@@ -161,7 +161,7 @@ def endpoint_address(swarm: LiveSwarm) -> EndpointAddress | None:
 
 
 def _way_to(record: SwarmRecord | JobRecord) -> str:
-    """Where to go, behind a command."""
+    """How to reach the place, as words that follow a command."""
     location = record.location
     ways = {"cluster": "on a login node of ", "workspace": "with a token of "}
     return "there" if location is None else f"{ways.get(location.kind, 'on ')}{location}"

@@ -1,4 +1,6 @@
-"""`python -m domyn_swarm.backends.endpoint SWARM_DIR [local|slurm]`: on which platform it runs."""
+"""`python -m domyn_swarm.backends.endpoint SWARM_DIR [local|slurm]`, where the second argument
+names the platform it runs on.
+"""
 
 from __future__ import annotations
 

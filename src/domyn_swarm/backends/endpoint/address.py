@@ -1,4 +1,4 @@
-"""How other nodes reach this one, and the ports of the endpoint's own servers."""
+"""The address at which other nodes reach this one, and the ports of the endpoint's own servers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import socket
 
 from domyn_swarm.errors import PlatformError
 
-ADDRESS_VARIABLE = "DOMYN_SWARM_NODE_ADDRESS"  # where others reach this node, if not by its name
+# set by the backend: this node's address, where its name does not resolve to it
+ADDRESS_VARIABLE = "DOMYN_SWARM_NODE_ADDRESS"
 
 
 def own_address() -> str:
-    """What the backend says, else this node's name."""
+    """The address that the backend set in the environment, else this node's name."""
     return os.environ.get(ADDRESS_VARIABLE) or socket.gethostname()
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now. An empty host is every interface."""
+    """Whether a server could bind `port` now. An empty host stands for every interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -27,14 +28,14 @@ def is_free(host: str, port: int) -> bool:
 
 
 def free_port(host: str) -> int:
-    """A port that is free now, of those the system hands out."""
+    """A port that is free now, chosen by the operating system."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def router_port(host: str, configured: int | None) -> int:
-    """The configured port, or a free one.
+    """The configured port, or a free one if none is configured.
 
     Raises:
         PlatformError: the configured port is taken.

@@ -1,4 +1,4 @@
-"""Where the endpoint is, for clients, replicas and Prometheus."""
+"""The files that announce where the endpoint listens, for clients, replicas and Prometheus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AGAIN_S = 2.0
 
 
 class Announcement:
-    """Keeps the address files true: a disk that takes nothing now is asked again and again."""
+    """Keeps the address files up to date. A write that fails is repeated until it succeeds."""
 
     def __init__(self, paths: SwarmPaths, spec: EndpointSpec) -> None:
         self._paths = paths
@@ -32,7 +32,7 @@ class Announcement:
         self._news = asyncio.Event()
 
     def moved(self, port: int) -> None:
-        """The router listens on this port from now on."""
+        """Set the port that the router listens on from now on."""
         self._port = port
         self._news.set()
 
@@ -63,7 +63,7 @@ class Announcement:
         self._discovery.announce(f"{self._name}:{collector_port}")
 
     def withdraw(self) -> None:
-        """Nobody shall take another program for us."""
+        """Remove the files, so that clients do not send to a program that takes over the port."""
         try:
             self._paths.endpoint.unlink(missing_ok=True)
         except OSError as error:

@@ -1,4 +1,6 @@
-"""The one receiver of a swarm's watchdog reports: believes, remembers, and tells the router."""
+"""The collector receives the watchdogs' reports, keeps the state of every replica, and writes the
+router's list.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from aiohttp import web
 
 from domyn_swarm.backends.endpoint.connections import METRICS, error_reply, keyed
 from domyn_swarm.backends.endpoint.gauges import EngineGauges
-from domyn_swarm.backends.endpoint.history import EVENTS_TOLD, History
+from domyn_swarm.backends.endpoint.history import MOST_EVENTS, History
 from domyn_swarm.backends.endpoint.reachability import CHECK_S, Reachability
 from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
 from domyn_swarm.backends.endpoint.spec import EndpointSpec
@@ -26,24 +28,24 @@ from domyn_swarm.paths import SwarmPaths, write_private
 _log = get_logger(__name__)
 
 MAX_BODY_BYTES = 65_536
-OVERLAP_S = 3.0  # a router uses a server as a rule that was listed so long ago
-_OVERLAP_AT_MOST_S = 60.0  # where it says that it does not yet
-_TICK_S = 1.0  # staleness is looked at so often
-_WRITE_VIEW_EVERY_S = 5.0  # and replicas.json refreshed so often when only times changed
+OVERLAP_S = 3.0  # how long after a server is listed a router normally uses it
+_OVERLAP_AT_MOST_S = 60.0  # longest wait while the router's metrics do not name the server yet
+_TICK_S = 1.0  # interval of checks for stale reports
+_WRITE_VIEW_EVERY_S = 5.0  # interval of writes of replicas.json if only times changed
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_VIEW_AT_MOST_EVERY_S = 1.0  # that file grows with the replicas, and so does who changes
-_FRESH_S = 0.5  # a listing of the replicas is made anew so often, however many ask for it
-_SILENT = "it fell silent, no report for {0:g} s; no requests go there"
+_VIEW_AT_MOST_EVERY_S = 1.0  # with more replicas the file is larger and changes more often
+_FRESH_S = 0.5  # how long a rendered listing is reused, whatever the number of clients
+_SILENT = "no reports received for {0:g} s; removed from routing"
 _UNREACHABLE = "its port cannot be connected to; no requests go there"
-_NAMED = 8  # replicas that a line of the log names
-_REPLY_WAIT_S = 2.0  # a report waits so long for the manifest to be written
+_NAMED = 8  # replicas that one line of the log names at most
+_REPLY_WAIT_S = 2.0  # how long the reply to a report waits for the manifest to be written
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 _STATUS = {Verdict.UNKNOWN: 404, Verdict.SUPERSEDED: 409}
 
 
 class Collector:
-    """State, files and HTTP handlers. `manifest` renders the router's list of replicas, and
-    `settle_s` is how long after a change on disk the router surely follows it.
+    """State, files and HTTP handlers. `manifest` renders the router's list of replicas; `settle_s`
+    is how long after a change on disk the router is assumed to follow it.
     """
 
     def __init__(
@@ -62,25 +64,27 @@ class Collector:
         self._reachability = Reachability()
         self.gauges = EngineGauges(spec)
         self._meter = UseMeter(spec.stale_after_s)
-        self.stand_in: str | None = None  # what the router is given where no replica serves
-        self._awake, self._turned_at = False, -OVERLAP_S  # whether one does, and since when
-        self.used_by_router: frozenset[str] | None = None  # as it says; None: it does not
+        self.stand_in: str | None = None  # URL given to the router while no replica serves
+        self._awake, self._turned_at = False, -OVERLAP_S  # whether a replica serves, and since when
+        # URLs, by its metrics; None: they do not say
+        self.used_by_router: frozenset[str] | None = None
         self.drivers_looked = 0  # how often a job asked for replicas to send requests to
         self._unwritten: list[ReplicaReport] = []
-        self._listed: tuple[str, ...] | None = None  # in the manifest on disk; None: not ours yet
-        self._in_router: frozenset[str] = frozenset()  # the same
-        self._silent: set[str] = set()  # URLs taken off it without a word of their replicas
-        self._left_at: dict[str, float] = {}  # when a URL was last taken off the disk
+        # in the manifest on disk; None: none written yet
+        self._listed: tuple[str, ...] | None = None
+        self._in_router: frozenset[str] = frozenset()  # the same, as a set
+        self._silent: set[str] = set()  # URLs removed without a report of their replicas
+        self._left_at: dict[str, float] = {}  # when a URL was last removed from the file
         self._view_written_at = 0.0
         self._view_changed = True
         self._closing = False
-        self._listings: dict[bool, tuple[float, str]] = {}  # by whether for requests: when, JSON
+        self._listings: dict[bool, tuple[float, str]] = {}  # by `for_requests`: time, JSON
         self._news = asyncio.Event()
         self._synced = asyncio.Condition()
         self._restore()
 
     def _restore(self) -> None:
-        """An endpoint that was restarted goes on with what it knew, if it was of this swarm."""
+        """Restore the state that an earlier endpoint program of this swarm wrote."""
         try:
             view = CollectorView.model_validate_json(self._paths.replicas.read_text("utf-8"))
         except (OSError, ValueError):
@@ -91,8 +95,8 @@ class Collector:
     # -- HTTP ---------------------------------------------------------------------------------
 
     def app(self, metrics: Callable[[], Awaitable[bytes]] | None = None) -> web.Application:
-        """The routes. `/health` asks for no key, `/metrics` for that of the metrics, every other
-        one for the collector's.
+        """The routes. `/health` needs no key, `/metrics` the key for metrics, all others the
+        collector's key.
         """
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[keyed(self._spec)])
         app.router.add_get("/health", self._health)
@@ -112,16 +116,18 @@ class Collector:
         return web.json_response({"status": "ok"})
 
     async def _replicas(self, request: web.Request) -> web.Response:
-        for_requests = "for" in request.query  # somebody sends them without the router
+        for_requests = "for" in request.query  # a job that sends them directly
         self.drivers_looked += for_requests
         serving = self.serving()
         if for_requests and serving and request.query.get("known") == listing_tag(serving):
-            return web.Response(status=204)  # a thousand replicas are much to tell every second
+            return web.Response(status=204)  # the list may be long
         text = self._listing(for_requests=for_requests)
         return web.Response(text=text, content_type="application/json")
 
     def _listing(self, *, for_requests: bool) -> str:
-        """The view as JSON, no older than `_FRESH_S`, and than the last change of a state."""
+        """The view as JSON: at most `_FRESH_S` old, and never older than the last change of a
+        state.
+        """
         made_at, text = self._listings.get(for_requests, (-_FRESH_S, ""))
         if _now() - made_at < _FRESH_S:
             return text
@@ -136,7 +142,7 @@ class Collector:
 
     async def _events(self, request: web.Request) -> web.Response:
         since = request.query.get("since", "")
-        found = await asyncio.to_thread(self._history.read, since, EVENTS_TOLD)
+        found = await asyncio.to_thread(self._history.read, since, MOST_EVENTS)
         return web.json_response({"events": found})
 
     async def _gauges_now(self, _request: web.Request) -> web.Response:
@@ -163,7 +169,7 @@ class Collector:
         return web.json_response({"verdict": verdict.value, "drained": drained})
 
     def take(self, report: ReplicaReport) -> Verdict:
-        """Believe a report unless it is of the past; files follow within moments."""
+        """Accept a report unless it is older than the last one. The files follow within moments."""
         before = self._table.last(report.replica)
         verdict = self._table.take(report, _now(), utc_now())
         if verdict is Verdict.TAKEN:
@@ -183,7 +189,7 @@ class Collector:
         self._news.set()
 
     async def _is_drained(self, url: str | None) -> bool:
-        """Whether the router has surely read a manifest without this URL."""
+        """Whether the router is certain to have read a manifest without this URL."""
         if url is None:
             return True
         try:
@@ -197,27 +203,29 @@ class Collector:
         return left_at is None or _now() - left_at >= self._settle_s
 
     def any_at_work(self) -> bool:
-        """Whether some replica may have requests in flight."""
+        """Whether at least one replica may have requests in flight."""
         return any(report.state in _AT_WORK for report in self._table.reports())
 
     def failures(self) -> list[str]:
-        """Why replicas were given up, of those that were."""
+        """The reasons of the replicas that failed permanently."""
         failed = [one for one in self._table.reports() if one.state is ReplicaState.FAILED]
         return [one.reason or "unknown" for one in failed]
 
     def give_up(self, replicas: Iterable[int]) -> None:
-        """These have failed, though they hoped for another start."""
+        """Mark these replicas as failed, although their watchdogs expect another start."""
         for replica in replicas:
             before = self._table.last(replica)
             self._table.give_up(replica)
             self._note(before, replica)
 
     def uses(self, jobs: Iterable[FollowedJob]) -> Mapping[tuple[int, Use], float]:
-        """What the replicas' time went to since this collector began; see `UseMeter.read`."""
+        """The replicas' time by use since this collector began; see `UseMeter.read`."""
         return self._meter.read(jobs, _now())
 
     def want(self, replicas: Iterable[int]) -> None:
-        """These replicas are wanted from now on; the router gives others no request."""
+        """Set the replicas that are wanted from now on; the router sends no request to any
+        other.
+        """
         before = self._table.wanted
         self._table.want(replicas)
         if self._table.wanted != before:
@@ -227,7 +235,7 @@ class Collector:
 
     @property
     def wanted(self) -> frozenset[int]:
-        """The replicas that there shall be."""
+        """The replicas that should exist."""
         return self._table.wanted
 
     def all_serve(self) -> bool:
@@ -235,20 +243,20 @@ class Collector:
         return len(self._table.serving(_now())) >= len(self._table.wanted)
 
     def serving_replicas(self) -> tuple[int, ...]:
-        """Those that take requests now."""
+        """The replicas that accept requests now."""
         found = self._table.serving(_now())
         return tuple(one for one, url in found.items() if self._reachability.reachable(url))
 
     def unlisted_s(self, url: str) -> float:
-        """For how long the router's list has been without a replica."""
+        """For how many seconds the router's list has not held the replica."""
         return 0.0 if url in self._in_router else _now() - self._left_at.get(url, -math.inf)
 
     def last(self, replica: int) -> ReplicaReport | None:
-        """What a replica reported last."""
+        """The replica's last report."""
         return self._table.last(replica)
 
     def view(self) -> CollectorView:
-        """What is believed now."""
+        """The current state of all replicas."""
         return CollectorView(
             replicas=self._table.reports(),
             taken_at=utc_now(),
@@ -262,12 +270,12 @@ class Collector:
     # -- files --------------------------------------------------------------------------------
 
     async def keep_files(self) -> None:
-        """Bring the files up to date with every change, until cancelled."""
+        """Write the files after every change, until cancelled."""
         while True:
             self._news.clear()
             try:
                 await self._sync()
-            except OSError as error:  # a full disk must not end the endpoint: tried again
+            except OSError as error:  # a full disk must not end the endpoint
                 _log.warning("cannot write: %s", error)
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
                 _log.exception("cannot bring the files up to date")
@@ -276,7 +284,7 @@ class Collector:
                     await self._news.wait()
 
     async def keep_checking(self) -> None:
-        """Look whether the replicas' ports answer, until cancelled."""
+        """Check whether the replicas' ports accept connections, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_S)
             try:
@@ -284,16 +292,17 @@ class Collector:
                     self._listings.clear()
                     self._news.set()
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
-                _log.exception("cannot look whether the replicas' ports answer")
+                _log.exception("cannot check whether the replicas' ports answer")
 
     def serving(self) -> tuple[str, ...]:
-        """Where the router may send requests now."""
+        """URLs of the replicas to which the router may send requests now."""
         urls = self._table.serving(_now()).values()
         return tuple(url for url in urls if self._reachability.reachable(url))
 
     def _for_router(self) -> tuple[str, ...]:
-        """What the router may use: where no replica serves, what stands in for them, and both at
-        each change until it uses what is new: it looks at a server before it does.
+        """The servers that the router may use: the replicas, or the stand-in while none serves. At
+        each change both are listed until the router uses the new ones, because it checks a server
+        before it uses it.
         """
         serving, now = self.serving(), _now()
         if self.stand_in is None:
@@ -336,13 +345,13 @@ class Collector:
             await asyncio.to_thread(self._history.append, changes)
 
     def _note_routing(self, before: frozenset[str], now: frozenset[str]) -> None:
-        """Write down replicas that fell silent, or cannot be reached: of those alone nobody reports
-        a change.
+        """Record replicas that stopped reporting or cannot be connected to; no report announces
+        these changes.
         """
         for report in self._table.reports():
             if report.url is None or report.state is not ReplicaState.READY:
                 continue
-            if report.replica not in self._table.wanted:  # it was taken out
+            if report.replica not in self._table.wanted:  # it was removed on purpose
                 continue
             change: dict[str, object] = {"reported_at": utc_now()}
             if report.url in before - now:
@@ -357,7 +366,7 @@ class Collector:
             self._unwritten.append(report.model_copy(update=change))
 
     async def close(self) -> None:
-        """Write what is not written yet."""
+        """Write whatever is not written yet."""
         await self.gauges.close()
         try:
             self._closing = True
@@ -369,12 +378,12 @@ class Collector:
 
 
 def _now() -> float:
-    """Seconds of the loop's clock, by which all of this is judged."""
+    """Seconds of the event loop's clock, on which all decisions here are based."""
     return asyncio.get_running_loop().time()
 
 
 def _same_story(before: ReplicaReport, now: ReplicaReport) -> bool:
-    """Whether only a heartbeat passed."""
+    """Whether two reports differ in their times only (a heartbeat)."""
     return (before.state, before.reason, before.url, before.restarts, before.incarnation) == (
         *(now.state, now.reason, now.url, now.restarts, now.incarnation),
     )

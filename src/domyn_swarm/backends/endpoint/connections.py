@@ -1,5 +1,5 @@
-"""A server whose connections are few and short, so that no client can starve the others, and which
-lets nobody in without a key.
+"""An HTTP server for few, short connections: no client can starve the others, and every route but
+`/health` needs a key.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ _log = get_logger(__name__)
 
 METRICS = "/metrics"
 MAX_CONNECTIONS = 256
-LIFETIME_S = 5.0  # from accept to the end of the reply: slow headers, bodies and readers alike
+LIFETIME_S = 5.0  # from accept to the end of the reply: slow headers, bodies and readers
 _BACKLOG = 512
 
-# What the HTTP library says of bad requests: anyone can cause it, so it may not fill a disk
+# What the HTTP library logs about bad requests: any client can cause it, so it must not fill a
+# disk.
 _refused = logging.getLogger(f"{__name__}.refused")
 _refused.setLevel(logging.CRITICAL + 1)
 
 
 class _Connection(web.RequestHandler):
-    """Closed after `lifetime_s`; when there are too many, the oldest makes room."""
+    """A connection that is closed after `lifetime_s`; when there are too many, the oldest is
+    closed.
+    """
 
     __slots__ = ("_lifetime_s", "_open", "_timer")
 
@@ -45,7 +48,7 @@ class _Connection(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             access_log=_refused,
             logger=_refused,
-            auto_decompress=False,  # nobody may send little that becomes much
+            auto_decompress=False,  # a small body must not become a large one
         )
         self._open = open_ones
         self._lifetime_s = lifetime_s
@@ -73,7 +76,7 @@ class _Connection(web.RequestHandler):
 async def serve(
     runner: web.AppRunner, host: str, *, port: int = 0, lifetime_s: float = LIFETIME_S
 ) -> tuple[asyncio.Server, int]:
-    """Serve a runner that has been set up, on a port of `host` (0: a free one); returns that port.
+    """Serve a runner that has been set up on a port of `host` (0: a free one); returns that port.
 
     Raises:
         OSError: the port is taken, or `host` is no address of this machine.
@@ -92,8 +95,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def keyed(spec: EndpointSpec) -> Middleware:
-    """A middleware that lets nobody in without a key: `/health` asks for none, `/metrics` for that
-    of the metrics, all else for the collector's. Each connection is closed after its reply.
+    """Middleware that rejects requests without a key: `/health` needs none, `/metrics` the key for
+    metrics, all others the collector's. Each connection is closed after its reply.
 
     Raises:
         OSError: the collector's key cannot be read.
@@ -118,7 +121,9 @@ def keyed(spec: EndpointSpec) -> Middleware:
 
 
 def _metrics_key(spec: EndpointSpec) -> bytes:
-    """Read each time, so that it can be changed; empty, nobody gets in."""
+    """The key for metrics, read at each request so that it can be changed; an empty file rejects
+    everyone.
+    """
     try:
         file = spec.metrics_key_file
         return b"" if file is None else file.read_text("utf-8").strip().encode()
@@ -137,5 +142,5 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def error_reply(status: int, message: str) -> web.Response:
-    """A refusal as clients read it."""
+    """An error reply in the JSON form of OpenAI's API."""
     return web.json_response({"error": message}, status=status)

@@ -1,5 +1,5 @@
-"""What there is to do for an elastic swarm: the rows that its jobs have left, the requests of other
-clients, and those who were turned away and will come again.
+"""The demand on an elastic swarm: rows that its jobs have left, requests of other clients, and
+clients that were rejected and will retry.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Clock
 
 _SILENT_JOB_S = 20.0  # workers rewrite their progress every second
-_ASKED_FOR_S = 10.0  # a job that asked for replicas wants them for so long
-_COMES_AGAIN_S = 600.0  # who was turned away for so long ago has given up
-_STILL_S = 2.0  # a request that was there so lately may still be in flight
+_ASKED_FOR_S = 10.0  # how long a job's request for replicas counts
+_COMES_AGAIN_S = 600.0  # after this time a rejected client is assumed to have given up
+_STILL_S = 2.0  # a request seen this recently may still be in flight
 
 
 class Demand:
-    """Looks when it is asked to. `activity` asks the router; `door` stands in for the replicas
-    while there are none.
+    """Measures the demand when asked to. `activity` asks the router; `door` stands in for the
+    replicas while there are none.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Demand:
         self._asked_for_until = 0.0
         self._clients_at = self._work_at = self._jobs_at = -math.inf
         self._turned_away = 0
-        self._awake_since: float | None = None  # some replica serves
-        self._awaited_until = -math.inf  # who was turned away may come again until then
+        self._awake_since: float | None = None  # when a replica began to serve
+        self._awaited_until = -math.inf  # until when a rejected client may retry
 
     @property
     def rows_per_place_s(self) -> float | None:
@@ -61,12 +61,12 @@ class Demand:
 
     @property
     def may_be_in_flight(self) -> bool:
-        """Whether anybody has a request in flight, as far as can be told without the engines."""
+        """Whether any client may have a request in flight, judged without asking the engines."""
         lately = self._clock.monotonic() - self._clients_at < _STILL_S
         return lately or self._jobs.in_flight > 0
 
     async def look(self, ready: int) -> Work:
-        """What there is now; `ready`: the places that serve."""
+        """The demand now; `ready` is the number of places that serve."""
         now = self._clock.monotonic()
         jobs = await asyncio.to_thread(self._jobs.look, ready)
         activity = await self._activity()
@@ -99,8 +99,8 @@ class Demand:
         )
 
     def _await_the_turned_away(self, now: float) -> None:
-        """Who was turned away comes again: a replica is kept for that, once it serves, as long as
-        the longest pause that anybody was told.
+        """Keep a replica for rejected clients, once one serves, for the longest `Retry-After` that
+        was sent: they will retry.
         """
         if not self._collector.serving_replicas():
             self._awake_since = None
@@ -118,8 +118,8 @@ class Demand:
 
 
 class _Jobs:
-    """What the swarm's jobs have left, by what their workers write down. One whose worker has not
-    written for a while, by this machine's own clock, is not under way.
+    """What the swarm's jobs have left, from the progress files of their workers. A job whose worker
+    has not written for a while, by this machine's clock, counts as not running.
     """
 
     def __init__(self, paths: SwarmPaths, clock: Clock) -> None:
@@ -129,10 +129,10 @@ class _Jobs:
         self._names: frozenset[str] = frozenset()
         self.speed = Speed()
         self.left = self.unsent = self.in_flight = 0
-        self.known = self.unknown = False  # a job is under way; one does not know its rows yet
+        self.known = self.unknown = False  # a job runs; the rows of one are not known yet
 
     def look(self, ready: int) -> _Jobs:
-        """Read them; `ready`: the places that serve. Blocking."""
+        """Read the jobs' progress files; `ready` is the number of places that serve. Blocking."""
         under_way = self._under_way()
         now = self._clock.monotonic()
         if under_way.keys() != self._names:
@@ -157,7 +157,7 @@ class _Jobs:
         for job in jobs:
             one = job.progress
             before = self._changed_at.get(job.job_id)
-            if before is None:  # it may have been dead for long
+            if before is None:  # its worker may have ended long ago
                 age_s = max(0.0, (utc_now() - one.updated_at).total_seconds())
                 before = self._changed_at[job.job_id] = (one.updated_at, now - age_s)
             elif before[0] != one.updated_at:

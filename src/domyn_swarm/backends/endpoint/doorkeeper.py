@@ -1,9 +1,9 @@
 """Stands in for the replicas of a swarm that has none now (`replicas: {min: 0}`).
 
-The router lists it in their place, so that the model is served as far as a client can see. A
-request that comes wakes a replica, and is held: once a replica serves, it is handed on to it, and
-its answer back. What is held for longer than `hold_s` is answered 503 with `Retry-After`, as is
-what would be too much to hold. Jobs do not come here: they ask the collector, and wait.
+The router lists it in their place, so that clients see the model as served. A request wakes a
+replica and is held; once a replica serves, the request is forwarded to it and the reply is passed
+back. A request that is held for longer than `hold_s`, or exceeds what can be held, is answered with
+503 and `Retry-After`. Jobs do not use it: they ask the collector, and wait.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from domyn_swarm.logs import get_logger
 
 _log = get_logger(__name__)
 
-HOST = "127.0.0.1"  # the router alone comes here, from the same machine
+HOST = "127.0.0.1"  # only the router, on the same machine, connects here
 _MOST_HELD = 1024
-_MOST_BYTES = 256 << 20  # of held requests, together
+_MOST_BYTES = 256 << 20  # bytes of all held requests together
 _MOST_BODY_BYTES = 64 << 20
 _LOOK_S = 0.1
 _RETRY_AT_LEAST_S = 5
 RETRY_AT_MOST_S = 60
 _PASSED_ON = ("Content-Type", "Content-Encoding", "Retry-After", "X-Request-Id")
-# How its app is run: who hangs up is held no more, and nobody at its end.
+# Settings of the server: a held request is dropped when its client disconnects, and at shutdown.
 RUNNER: dict[str, Any] = {
     "access_log": None,
     "handler_cancellation": True,
@@ -39,7 +39,7 @@ _NOT_STARTED = (aiohttp.ClientConnectorError, ConnectionRefusedError)
 
 
 class Doorkeeper:
-    """`serving` names the replicas that take requests now."""
+    """Holds requests until `serving`, the replicas that accept requests now, is not empty."""
 
     def __init__(
         self,
@@ -52,17 +52,18 @@ class Doorkeeper:
         self._key = spec.api_key_file.read_text("utf-8").strip()
         self._hold_s = hold_s
         self._serving = serving
-        self.expected_s: Callable[[], float | None] = lambda: None  # until one serves, if known
-        self.why: Callable[[], str | None] = lambda: None  # none will for now, if that is so
+        # until a replica serves, if known
+        self.expected_s: Callable[[], float | None] = lambda: None
+        self.why: Callable[[], str | None] = lambda: None  # why none will for now, if so
         self._bytes = 0
-        self._turn = 0  # those that waited are spread over who serves by then
+        self._turn = 0  # used to spread the held requests over the replicas
         self._session: aiohttp.ClientSession | None = None
-        self.turned_away = 0  # so many, who may come again
-        self.held = 0  # requests that wait here
-        self.came = asyncio.Event()  # one did, since somebody cleared it
+        self.turned_away = 0  # rejected requests, whose clients may retry
+        self.held = 0  # requests that are held here
+        self.came = asyncio.Event()  # set when a request came
 
     def app(self) -> web.Application:
-        """What the router asks of a replica."""
+        """The routes that the router expects of a replica."""
         app = web.Application(client_max_size=_MOST_BODY_BYTES)
         app.router.add_get("/v1/models", self._keyed(self._models))
         if self._health_path != "/v1/models":
@@ -97,7 +98,7 @@ class Doorkeeper:
         self._bytes += size
         try:
             body = await request.read()
-            self._bytes += len(body) - size  # it may not have said
+            self._bytes += len(body) - size  # the client may not have sent a length
             size = len(body)
             return await self._handed_on(request, body)
         finally:
@@ -115,7 +116,7 @@ class Doorkeeper:
             for url in serving[self._turn % len(serving) :] if serving else ():
                 try:
                     return await self._answer_of(url, request, body)
-                except _NOT_STARTED:  # nothing was sent: the next one
+                except _NOT_STARTED:  # nothing was sent: try the next replica
                     continue
             await asyncio.sleep(_LOOK_S)
         return self._later("its first replica starts")
@@ -131,7 +132,7 @@ class Doorkeeper:
             f"{url}{request.path_qs}", data=body, headers=headers, allow_redirects=False
         ) as reply:
             passed = {name: reply.headers[name] for name in _PASSED_ON if name in reply.headers}
-            passed.pop("Content-Encoding", None)  # the session has undone it
+            passed.pop("Content-Encoding", None)  # the session has decompressed it
             answer = web.StreamResponse(status=reply.status, headers=passed)
             await answer.prepare(request)
             async for chunk in reply.content.iter_any():
@@ -149,7 +150,7 @@ class Doorkeeper:
         return refusal
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connections to the replicas."""
         if self._session is not None:
             await self._session.close()
 

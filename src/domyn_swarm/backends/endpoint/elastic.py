@@ -1,21 +1,21 @@
-"""How many replicas an elastic swarm shall run, and which: `replicas: {min, max}`. `decide` is
-pure: no clock, no file, no platform. `elasticity` asks it every second, and does what it says.
+"""How many replicas an elastic swarm should run, and which: `replicas: {min, max}`. `decide` is
+pure: no clock, no file, no platform. `elasticity` calls it every second and carries out the
+decision.
 
-A *place* is what a platform starts and ends as one: a replica, or the replicas of one node's task.
+A *place* is what a platform starts and ends as a unit: a replica, or all replicas of one node's
+task. The rules, each of which `decide` returns as its reason:
 
-The rules, each of which `decide` gives as its reason:
-
-- As long as there is work, one place at least runs or is on its way.
-- While the rows' speed is not known, there are as many places as the rows and requests that wait
-  fill. Once it is, a place is started only if those that run leave it, at the time when it will be
-  ready, work for at least half as long as its start takes (`_WORTH`): else it would start to find
-  nothing left, or little.
-- None is started while one that is ready is idle: what is missing then is not a replica.
+- As long as there is work, at least one place runs or is being started.
+- While the rows' speed is not known, there are as many places as the waiting rows and requests
+  fill. Once it is known, a place is started only if the running places leave it, at the time it
+  will be ready, work for at least half of its start time (`_WORTH`); otherwise it would be ready
+  when little or nothing is left.
+- No place is started while a ready one is idle: then replicas are not what limits the work.
 - A place that waits in the queue is given up once the others will be done before it could be ready.
-- The tail: once nothing is left that could still be sent, whatever is idle goes at once. The last
-  one stays for `keep_s`, as do places that a client's requests woke. By default that is the time
-  that a start takes: who keeps an idle machine as long as it costs to start it pays at most twice
-  what he would have paid knowing the future (the rent-or-buy rule; Karlin et al. 1988).
+- The tail: once nothing is left to be sent, every idle place ends at once. The last one stays for
+  `keep_s`, as do places that a client's requests woke. The default of `keep_s` is the time of a
+  start: keeping an idle machine for as long as starting it costs at most twice the optimum of
+  someone who knows the future (the rent-or-buy rule; Karlin et al. 1988).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.record import field
 
-PRESUMED_START_S = 120.0  # until one was measured
-_WORTH = 0.5  # of the time that a start takes: so long a new place must have work
-_TOO_LATE = 0.8  # of that time: what others will have done by then needs no further place
+PRESUMED_START_S = 120.0  # until a start was measured
+_WORTH = 0.5  # of a start's time: a new place must have work for that long
+_TOO_LATE = 0.8  # of a start's time: work that the others finish within it needs no further place
 _SETTLED_S = 1.0  # a place that is idle for less may just be between two requests
-_UNUSED_S = 5.0  # idle for so long while work waits: it is not for want of places
+_UNUSED_S = 5.0  # a place that is idle for so long while work waits is not what limits the work
 _KEEP_AT_LEAST_S = 30.0
 _STARTS_KEPT = 9
 
@@ -42,40 +42,40 @@ _STARTS_KEPT = 9
 class PlaceState(StrEnum):
     """How far a place is."""
 
-    WAITING = "waiting"  # asked for, and the platform has not started it
-    STARTING = "starting"  # it runs, and does not serve yet
+    WAITING = "waiting"  # requested, and not started by the platform
+    STARTING = "starting"  # running, not serving yet
     READY = "ready"
-    FAILED = "failed"  # it will not serve, and nobody has taken it away yet
+    FAILED = "failed"  # it will not serve, and has not been removed yet
 
 
 class Place(NamedTuple):
-    """A place that shall run, or does."""
+    """A place that is wanted, or exists."""
 
     number: int
     state: PlaceState
-    asked_s: float = 0.0  # since it was asked for
-    idle_s: float = 0.0  # ready, and for so long without a request; 0: it has some, or may have
-    ends_in_s: float = math.inf  # its time limit
+    asked_s: float = 0.0  # seconds since it was requested
+    idle_s: float = 0.0  # since its last request, if ready; 0: it has some, or may have
+    ends_in_s: float = math.inf  # seconds to its time limit
 
 
 class Work(NamedTuple):
-    """What there is to do."""
+    """The work that there is."""
 
-    rows_left: int = 0  # of jobs that are under way: not settled
-    rows_unsent: int = 0  # of them: not in flight
-    requests: float = 0.0  # of other clients: in flight, or held until a replica is there
-    asked_for: bool = False  # a job asks for replicas, and has not said how many rows it has
-    quiet_s: float = math.inf  # since any of this was there
-    clients_quiet_s: float = math.inf  # since another client's request was
+    rows_left: int = 0  # rows of running jobs that are not settled
+    rows_unsent: int = 0  # of these: not in flight
+    requests: float = 0.0  # requests of other clients: in flight, or held until a replica serves
+    asked_for: bool = False  # a job asks for replicas, and its number of rows is not known yet
+    quiet_s: float = math.inf  # seconds since there was any work
+    clients_quiet_s: float = math.inf  # seconds since another client's request
 
     @property
     def any(self) -> bool:
-        """Whether there is some."""
+        """Whether there is any work."""
         return bool(self.rows_left or self.requests or self.asked_for)
 
 
 class Bounds(NamedTuple):
-    """What the configuration says, in places."""
+    """The limits of the configuration, in places."""
 
     least: int
     most: int
@@ -83,23 +83,23 @@ class Bounds(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What is known of this swarm; None: nothing was measured yet."""
+    """Measurements of this swarm; None: nothing was measured yet."""
 
-    rows_per_place_s: float | None = None  # settled per second by one place that is ready
-    start_s: float | None = None  # from asking for a place until it serves: the median of the last
-    full_at: int = 64  # requests in flight that one place takes at once
+    rows_per_place_s: float | None = None  # rows per second that one ready place settles
+    start_s: float | None = None  # from its request until it serves: the median
+    full_at: int = 64  # requests in flight that one place takes
 
     @property
     def expected_start_s(self) -> float:
-        """How long the next start will take."""
+        """Seconds that the next start is expected to take."""
         return PRESUMED_START_S if self.start_s is None else self.start_s
 
 
 class Decision(NamedTuple):
-    """Which places shall run from now on."""
+    """The places that should run from now on."""
 
     wanted: frozenset[int]
-    reason: str  # of the last change; empty: there is none
+    reason: str  # of the change; empty: no change
 
 
 def decide(
@@ -111,15 +111,15 @@ def decide(
     *,
     warm: Collection[int] = (),
 ) -> Decision:
-    """Which places shall run.
+    """Decide which places should run.
 
     Args:
-        work: what there is to do.
+        work: the demand now.
         places: those that are wanted.
         bounds: of the configuration.
         measured: of this swarm.
-        taken: numbers that no new place gets: others that have not ended yet, or failed lately.
-        warm: places that are not wanted, and serve yet: taken back before any is started.
+        taken: numbers that no new place gets: places that have not ended yet, or failed recently.
+        warm: places that are not wanted but still serve; they are kept before any is started.
     """
     released, why = _released(work, places, bounds, measured)
     kept = [one for one in places if one.number not in released]
@@ -157,12 +157,14 @@ def _released(
             ends.append((one, why))
     going = ends[: max(0, len(usable) - floor)]
     if not work.any and work.quiet_s < keep_s and len(going) == len(usable):
-        going = going[:-1]  # the last one: who comes next need not wait for a start
+        going = going[:-1]  # the last place stays: the next client need not wait for a start
     return {one.number for one, _ in going}, going[0][1] if going else ""
 
 
 def _last_first(one: Place) -> tuple[int, float, int]:
-    """The order in which places go: what has not started, the longest idle, the highest number."""
+    """The order in which places are given up: not started, then longest idle, then highest
+    number.
+    """
     order = (PlaceState.WAITING, PlaceState.STARTING, PlaceState.READY, PlaceState.FAILED)
     return order.index(one.state), -one.idle_s, -one.number
 
@@ -209,7 +211,7 @@ def _missing(
     work: Work, kept: Sequence[Place], bounds: Bounds, measured: Measured
 ) -> tuple[int, str]:
     usable = [one for one in kept if one.state is not PlaceState.FAILED]
-    if len(usable) < len(kept):  # what is wrong there may be wrong everywhere
+    if len(usable) < len(kept):  # what failed there may fail everywhere
         return 0, ""
     if len(usable) < bounds.least:
         return bounds.least - len(usable), f"{bounds.least} are wanted always"
@@ -230,12 +232,12 @@ def _missing(
 
 
 def _filled(work: Work, measured: Measured) -> int:
-    """How many places what there is fills, while nothing is known of its speed."""
+    """How many places the demand fills while its speed is not known."""
     return math.ceil(max(work.rows_left, work.requests) / measured.full_at)
 
 
 def _worth_starting(work: Work, usable: Sequence[Place], speed: float, measured: Measured) -> int:
-    """How many places more would find work for `_WORTH` of the time that their start takes."""
+    """How many more places would have work for `_WORTH` of the time that their start takes."""
     start_s = measured.expected_start_s
     done = sum(speed * _serves_s(one, start_s) for one in usable)
     left = work.rows_unsent - done
@@ -247,7 +249,7 @@ def _worth_starting(work: Work, usable: Sequence[Place], speed: float, measured:
 
 
 def _serves_s(one: Place, within_s: float) -> float:
-    """For how many of the next seconds a place serves, at most."""
+    """For how many of the next seconds a place serves at most."""
     begins_s = 0.0 if one.state is PlaceState.READY else max(0.0, within_s - one.asked_s)
     return max(0.0, min(within_s, one.ends_in_s) - begins_s)
 
@@ -257,12 +259,12 @@ def _serves_s(one: Place, within_s: float) -> float:
 
 class _Sample(NamedTuple):
     at: float
-    rows: float  # settled since the beginning
-    place_s: float  # seconds of places that were ready, since the beginning
+    rows: float  # rows settled since the beginning
+    place_s: float  # seconds of ready places since the beginning
 
 
 class Speed:
-    """The rows that one place settles per second, over the last `window_s`."""
+    """Measures the rows that one place settles per second, over the last `window_s`."""
 
     def __init__(self, window_s: float = 60.0, least_s: float = 5.0) -> None:
         self._window_s = window_s
@@ -270,9 +272,9 @@ class Speed:
         self._samples: deque[_Sample] = deque()
 
     def saw(self, now: float, rows: float, ready: int) -> None:
-        """So many rows are settled by now, and so many places are ready; `now` counts seconds."""
+        """Add a measurement: rows settled and places ready at `now` (seconds)."""
         last = self._samples[-1] if self._samples else None
-        if last is not None and rows < last.rows:  # other jobs: what was measured was of others
+        if last is not None and rows < last.rows:  # other jobs: earlier samples do not apply
             self._samples.clear()
             last = None
         place_s = 0.0 if last is None else last.place_s + (now - last.at) * ready
@@ -281,12 +283,12 @@ class Speed:
             self._samples.popleft()
 
     def forget(self) -> None:
-        """Other jobs are at work from now on."""
+        """Forget the measurements, because other jobs run from now on."""
         self._samples.clear()
 
     @property
     def rows_per_place_s(self) -> float | None:
-        """None: there is too little to say, or nothing was settled."""
+        """Rows per second of one place; None: too few measurements, or nothing was settled."""
         if not self._samples:
             return None
         first, last = self._samples[0], self._samples[-1]
@@ -295,7 +297,7 @@ class Speed:
 
 
 def read_state(paths: SwarmPaths, tag: str) -> ElasticState | None:
-    """What the endpoint program of a swarm wrote down last; None: nothing, or of another swarm."""
+    """The state that the endpoint program wrote last; None: no state, or one of another swarm."""
     try:
         state = ElasticState.model_validate_json(paths.elastic.read_text("utf-8"))
     except (OSError, ValueError):
@@ -304,18 +306,18 @@ def read_state(paths: SwarmPaths, tag: str) -> ElasticState | None:
 
 
 class Placed(NamedTuple):
-    """What a platform has in one place."""
+    """What the platform runs in one place."""
 
-    runs: bool  # else it waits in the queue
+    runs: bool  # whether it runs; else it waits in the queue
     ends_in_s: float = math.inf
 
 
 class ElasticPlatform(Protocol):
-    """What is asked of the platform. Called from threads."""
+    """The platform's operations for elastic swarms. Called from threads."""
 
     @property
     def per_place(self) -> int:
-        """How many replicas it starts and ends together."""
+        """How many replicas the platform starts and ends together."""
 
     def places(self) -> Mapping[int, Placed]:
         """What runs or waits of the swarm's replicas.
@@ -325,14 +327,14 @@ class ElasticPlatform(Protocol):
         """
 
     def start(self, places: Collection[int]) -> None:
-        """See that each of these runs or waits. Idempotent.
+        """Make sure that each of these runs or waits. Idempotent.
 
         Raises:
             PlatformError: some could not be started.
         """
 
     def release(self, places: Collection[int]) -> None:
-        """Have these end: what waits at once, what runs once it has drained. Idempotent.
+        """End these: what waits at once, what runs after it has drained. Idempotent.
 
         Raises:
             PlatformError: the platform cannot be asked.
@@ -340,26 +342,27 @@ class ElasticPlatform(Protocol):
 
 
 class ElasticState(Record):
-    """What whoever decides remembers, so that one that was killed goes on where it was:
-    `serving/elastic.json`. Written before what it says is done.
+    """The state of the decisions, in `serving/elastic.json`, so that a restarted program goes on
+    from it. Written before the decision is carried out.
     """
 
     schema_version: Literal[1] = 1
     tag: str  # of the swarm
     wanted: tuple[int, ...]  # places
-    asked_at: dict[int, float] = field(default_factory=dict)  # of those not ready yet; epoch's s
-    starts_s: tuple[float, ...] = ()  # how long the last starts took, queue and all
-    failed_until: dict[int, float] = field(default_factory=dict)  # places that rest; epoch's s
-    reason: str = ""  # of the last change
-    trouble: str = ""  # why what is wanted cannot be started now
+    asked_at: dict[int, float] = field(default_factory=dict)  # requested, not ready yet; epoch's s
+    starts_s: tuple[float, ...] = ()  # how long the last starts took, queue included
+    # places not used until then; epoch's s
+    failed_until: dict[int, float] = field(default_factory=dict)
+    reason: str = ""  # reason of the last change
+    trouble: str = ""  # why wanted places cannot be started now
 
     @property
     def start_s(self) -> float | None:
-        """How long a start takes here: the median of the last ones."""
+        """Seconds that a start takes here: the median of the last ones."""
         ordered = sorted(self.starts_s)
         return ordered[len(ordered) // 2] if ordered else None
 
     def with_start(self, seconds: float) -> ElasticState:
-        """The same once another start has been measured."""
+        """A copy with another measured start."""
         starts = (*self.starts_s, seconds)[-_STARTS_KEPT:]
         return self.model_copy(update={"starts_s": starts})

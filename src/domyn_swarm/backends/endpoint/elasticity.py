@@ -1,9 +1,9 @@
-"""Has an elastic swarm run as many replicas as there is work for: what `elastic` decides is done.
+"""Runs as many replicas of an elastic swarm as there is work for, as `elastic` decides.
 
-Every second it looks at what jobs and clients want and at what runs, and writes down what shall run
-before it asks the platform for it. A replica that goes leaves the router's list first; once drivers
-and router have surely followed, and its engine says that it has no request, it is told to end. So
-none of its requests is lost, however long they take.
+Every second it reads the demand and the state of the platform, and records which replicas should
+run before it asks the platform for them. A replica that is given up leaves the router's list first.
+It is ended only when drivers and router are certain to have followed, and its engine reports no
+request. So none of its requests is lost, however long they take.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from domyn_swarm.probing import Clock
 _log = get_logger(__name__)
 
 _LOOK_S = 1.0
-_AT_LEAST_S = 0.2  # between two looks, however many requests come
-_LEFT_S = 1.5  # so long after a replica left the lists drivers have surely followed
+_AT_LEAST_S = 0.2  # seconds between two rounds, however many requests come
+_LEFT_S = 1.5  # how long after a replica left the lists all drivers are certain to have followed
 _FAILED_RESTS_S = 600.0
-_APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
-_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last one stays listed until the router has another
-_SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
+_APPEARS_S = 90.0  # a place that was requested so long ago and does not exist has ended
+_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last replica stays listed until the router has another
+_SILENT_S = 30.0  # an engine whose gauges do not answer for so long serves no request either
 _AGAIN_S = 30.0  # between attempts to start what could not be started
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 
@@ -81,10 +81,10 @@ class Elasticity:
         )
         self._state, self._restored = self._restore(spec.tag)
         self._idle_since: dict[int, float] = {}
-        self._absent_since: dict[int, float] = {}  # places that are wanted, and nowhere
-        self._failed_since: dict[int, float] = {}  # places that are wanted, and failed for good
-        self._left_at: dict[int, float] = {}  # places that are not wanted any more
-        self._given_back: set[int] = set()  # the same, but for those of an earlier program
+        self._absent_since: dict[int, float] = {}  # wanted places that neither run nor wait
+        self._failed_since: dict[int, float] = {}  # wanted places that failed permanently
+        self._left_at: dict[int, float] = {}  # places that are no longer wanted
+        self._given_back: set[int] = set()  # the same, without those of an earlier program
         self._released: set[int] = set()
         self._try_again_at = 0.0
         self._demand = Demand(paths, collector, activity, door, clock)
@@ -95,19 +95,19 @@ class Elasticity:
         state = read_state(self._paths, tag)
         if state is not None:
             return state, True
-        first = tuple(range(self._bounds.least))  # `up` has asked for these
+        first = tuple(range(self._bounds.least))  # `up` has requested these
         now = self._clock.time()
         return ElasticState(tag=tag, wanted=first, asked_at=dict.fromkeys(first, now)), False
 
     async def run(self) -> None:
-        """Decide and do, until cancelled."""
+        """Run rounds until cancelled."""
         while True:
             try:
                 await self.look()
-            except (PlatformError, OSError, ValueError) as error:  # looked at again
-                _log.warning("cannot see to the number of replicas now: %s", error)
+            except (PlatformError, OSError, ValueError) as error:  # repeated in the next round
+                _log.warning("cannot adjust the number of replicas now: %s", error)
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
-                _log.exception("cannot see to the number of replicas now")
+                _log.exception("cannot adjust the number of replicas now")
             await asyncio.sleep(_AT_LEAST_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S - _AT_LEAST_S):
@@ -115,13 +115,13 @@ class Elasticity:
             self._came.clear()
 
     def expected_s(self) -> float | None:
-        """In how many seconds a replica will serve, if all goes as it went; None: not known."""
+        """Seconds until a replica is expected to serve; None: not known."""
         start_s = self._state.start_s
         since = [self._asked_s(one) for one in self._state.wanted]
         return None if start_s is None else max(0.0, start_s - max(since, default=0.0))
 
     def why_not(self) -> str | None:
-        """Why no replica will serve for now: those that were started have failed, or none can be
+        """Why no replica will serve for now: those that were started failed, or none can be
         started.
         """
         if self._state.trouble:
@@ -132,10 +132,10 @@ class Elasticity:
             f"its replicas failed: {failures[0]}" if failures and len(failures) >= wanted else None
         )
 
-    # -- one look ---------------------------------------------------------------------------------
+    # -- one round --------------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Decide once, and do it.
+        """Run one round: decide, and carry the decision out.
 
         Raises:
             PlatformError, OSError: what is to be known, or done, cannot be.
@@ -159,7 +159,7 @@ class Elasticity:
         await self._begin(found.wanted - placed.keys())
 
     async def _want(self, wanted: frozenset[int], reason: str, warm: Collection[int]) -> None:
-        """The intent, on disk before anything is done about it. Those that are `warm` serve yet."""
+        """Record the decision on disk before it is carried out. Places in `warm` still serve."""
         state, now = self._state, self._clock.time()
         added, gone = wanted - set(state.wanted), set(state.wanted) - wanted
         back, begun = added & set(warm), added - set(warm)
@@ -200,15 +200,15 @@ class Elasticity:
         return range(first, min(first + self._per_place, self._replicas))
 
     async def _begin(self, missing: Collection[int]) -> None:
-        """Start what is wanted and not there. What was there, or was asked for long ago, has
-        ended: it failed, or its own platform brings it back.
+        """Start wanted places that do not exist. One that existed, or was requested long ago, has
+        ended: it failed, or its platform brings it back.
         """
         now = self._clock.monotonic()
         if not missing or now < self._try_again_at:
             return
         self._try_again_at = now + _AGAIN_S
         fresh = [one for one in missing if self._asked_s(one) < _APPEARS_S or self._restored]
-        self._restored = False  # whoever decided before may have been killed before it asked
+        self._restored = False  # a program before this one may have been killed before it asked
         if not fresh:
             return
         trouble = ""
@@ -221,7 +221,7 @@ class Elasticity:
             await self._remember(self._state.model_copy(update={"trouble": trouble}))
 
     async def _end(self, surplus: Collection[int]) -> None:
-        """Have those end that are not wanted, and have nothing to do any more."""
+        """End places that are not wanted and have no request left."""
         now = self._clock.monotonic()
         for one in self._left_at.keys() - set(surplus):
             del self._left_at[one]
@@ -256,13 +256,13 @@ class Elasticity:
         at = self._state.asked_at.get(place)
         return math.inf if at is None else max(0.0, self._clock.time() - at)
 
-    # -- what there is to do it -------------------------------------------------------------------
+    # -- demand and state --------------------------------------------------------------------------
 
     def _ready_places(self) -> int:
         return len({one // self._per_place for one in self._collector.serving_replicas()})
 
     async def _places(self, placed: Mapping[int, Placed]) -> list[Place]:
-        """Those that are wanted, as they are. What ended without a word is no place any more."""
+        """The wanted places in their present state. One that ended without a report is left out."""
         serving = {one // self._per_place for one in self._collector.serving_replicas()}
         idle = await self._idle_s(serving & set(self._state.wanted))
         found, lost, replaceable = [], set(), self._has_another(placed)
@@ -274,7 +274,7 @@ class Elasticity:
                 self._absent_since, index, there is None and index not in serving
             )
             failed_s = self._since(self._failed_since, index, failed)
-            if failed:  # another is tried where others did serve, or when it is time to try again
+            if failed:  # another is tried if other places did serve, or when a retry is due
                 over = (replaceable and bool(self._state.starts_s)) or failed_s >= _FAILED_RESTS_S
             else:
                 over = absent_s >= (_APPEARS_S if replaceable else _FAILED_RESTS_S)
@@ -295,13 +295,13 @@ class Elasticity:
         return found
 
     def _has_another(self, placed: Mapping[int, Placed]) -> bool:
-        """Whether a place is free that can take over from one that is wanted."""
+        """Whether a place is free that can replace a wanted one."""
         now = self._clock.time()
         resting = {one for one, until in self._state.failed_until.items() if until > now}
         return bool(set(range(self._bounds.most)) - {*self._state.wanted, *resting, *placed})
 
     def _since(self, since: dict[int, float], place: int, holds: bool) -> float:
-        """For how long a place has been so, by what `since` remembers."""
+        """For how many seconds a place has been so, as recorded in `since`."""
         now = self._clock.monotonic()
         if not holds:
             since.pop(place, None)
@@ -309,7 +309,7 @@ class Elasticity:
         return now - since.setdefault(place, now)
 
     async def _note_starts(self, serving: set[int]) -> None:
-        """Measure how long those took that serve for the first time since they were asked for."""
+        """Measure the start of each place that serves for the first time since it was requested."""
         state = self._state
         begun = serving & state.asked_at.keys()
         if not begun:
@@ -320,12 +320,12 @@ class Elasticity:
         await self._remember(state.model_copy(update={"asked_at": left}))
 
     async def _give_up(self, lost: set[int], *, rest: bool) -> None:
-        """Want these no more: others take over, or they themselves are tried again where there is
-        no other, after they were shown as failed for as long as others rest.
+        """Stop wanting these: other places replace them, or they are retried themselves if there is
+        none, after they were shown as failed for as long as a failed place rests.
         """
         now, state = self._clock.time(), self._state
         then = "others take over" if rest else "it is tried again"
-        _log.warning("%s failed, or ended without a word: %s", _named(lost), then)
+        _log.warning("%s failed, or ended without a report: %s", _named(lost), then)
         resting = {one: until for one, until in state.failed_until.items() if until > now}
         if rest:
             resting |= dict.fromkeys(lost, now + _FAILED_RESTS_S)
@@ -341,7 +341,7 @@ class Elasticity:
         self._announce()
 
     async def _idle_s(self, ready: Collection[int]) -> dict[int, float]:
-        """For how long each has been without a request; 0 for what may have some."""
+        """Seconds that each place has been without a request; 0 for one that may have some."""
         now = self._clock.monotonic()
         busy = await self._busy(ready)
         for one in ready:
@@ -354,9 +354,9 @@ class Elasticity:
         return {one: now - self._idle_since.get(one, now) for one in ready}
 
     async def _busy(self, places: Collection[int]) -> dict[int, float]:
-        """The requests at each place; what is not known is left out. Engines without gauges have
-        some as long as anybody may have one in flight. Reports are seconds old: engines that had
-        none are asked, and all of them once nothing is left to send.
+        """The requests at each place; unknown places are left out. An engine without gauges counts
+        as busy as long as any client may have a request in flight. Reports are seconds old, so
+        engines that reported no request are asked, and all of them once nothing is left to send.
         """
         reported = {one: self._reports(one) for one in places}
         asked = [
@@ -386,7 +386,7 @@ def _running(reports: Collection[ReplicaReport]) -> float:
 
 
 def _requests_of(report: ReplicaReport, now: Mapping[str, float] | None) -> float | None:
-    """By the engine itself where it was asked, else by its last report."""
+    """A replica's requests: from the engine itself if it was asked, else from its last report."""
     if now is not None and report.url is not None and report.url in now:
         return now[report.url]
     if report.state is not ReplicaState.READY or report.url is None:

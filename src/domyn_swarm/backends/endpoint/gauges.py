@@ -1,8 +1,8 @@
-"""How busy the engines are, asked of the replicas at once when somebody wants to know.
+"""How busy the engines are, asked of the replicas when a client wants to know.
 
-Watchdogs report too seldom to steer by; so the collector asks the engines itself, at most twice a
-second however many jobs want to know, and a few dozen of them at a time however many there are, by
-turns: those that answer in time stand for all.
+Watchdogs report too seldom to control concurrency by; so the collector asks the engines itself: at
+most twice a second however many jobs ask, and at most a few dozen engines at a time, in turns. The
+engines that answer in time stand for all.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MOST_BYTES = 4 << 20
 
 
 class ReplicaGauges(Record):
-    """Requests at one replica's engine, and what it did between its last two answers."""
+    """The requests at one replica's engine, and its work between the last two answers."""
 
     url: str
-    look: int  # at which it answered: another number is another answer
+    look: int  # the round in which it answered: another number means a new answer
     running: float
     waiting: float
     tokens_s: float | None = None
@@ -37,20 +37,20 @@ class ReplicaGauges(Record):
 
 
 class EndpointGauges(Record):
-    """Requests at all engines of one swarm, as those have them that answered."""
+    """The requests at all engines of a swarm, extrapolated from those that answered."""
 
     running: float
     waiting: float
-    replicas: int  # that take requests
-    answered: int  # of them; 0: nothing is known
-    tokens_s: float | None = None  # generated, per second; None: not known, or not yet
-    preemptions_s: float | None = None  # requests put back for want of KV memory, per second
-    kv_usage: float | None = None  # of the fullest
-    each: tuple[ReplicaGauges, ...] = ()  # of those that answered
+    replicas: int  # replicas that accept requests
+    answered: int  # of these, engines that answered; 0: nothing is known
+    tokens_s: float | None = None  # generated tokens per second; None: not known, or not yet
+    preemptions_s: float | None = None  # requests preempted per second for want of KV memory
+    kv_usage: float | None = None  # KV cache use of the fullest engine
+    each: tuple[ReplicaGauges, ...] = ()  # of the engines that answered
 
 
 class EngineGauges:
-    """Asks the engines' metrics, where they have them."""
+    """Asks the engines' metrics endpoints, where they have one."""
 
     def __init__(self, spec: EndpointSpec) -> None:
         self._path = spec.metrics_path if spec.running_metric is not None else None
@@ -82,7 +82,7 @@ class EngineGauges:
             return self._known
 
     async def _look(self, urls: list[str], path: str) -> None:
-        """Ask those whose turn it is."""
+        """Ask the engines whose turn it is."""
         turns = -(-len(urls) // _ASKED_AT_ONCE) or 1
         asked = urls[self._looks % turns :: turns]
         self._looks += 1
@@ -106,8 +106,8 @@ class EngineGauges:
         return self._reader.read(text, now) or Reading(now, 0.0, 0.0, None, None, None)
 
     async def requests_at(self, urls: Sequence[str]) -> dict[str, float] | None:
-        """The requests that run or wait at each of these engines, as far as they answer; of many a
-        few are asked. None: they have no gauges.
+        """The requests that run or wait at each of these engines, for those that answer; at most
+        the first `_ASKED_AT_ONCE` are asked. None: they have no gauges.
         """
         if self._path is None:
             return None
@@ -135,7 +135,7 @@ class EngineGauges:
             return None
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connections to the engines."""
         if self._session is not None:
             await self._session.close()
 

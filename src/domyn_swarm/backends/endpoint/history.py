@@ -1,4 +1,6 @@
-"""`watchdog.db`: what the replicas went through. One writer, the collector; bounded growth."""
+"""`watchdog.db`: the history of the replicas' states. The collector is its only writer; its size is
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from domyn_swarm.model import ReplicaReport
 _log = get_logger(__name__)
 
 ROWS_KEPT = 20_000
-EVENTS_TOLD = 2_000  # at most, to one reader
+MOST_EVENTS = 2_000  # rows returned to one reader at most
 _PRUNE_EVERY = 500
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replica_status (
@@ -49,9 +51,10 @@ _PRUNE = "DELETE FROM replica_status WHERE id <= (SELECT MAX(id) FROM replica_st
 
 
 class History:
-    """Writes state changes. Blocking; never raises: history is not worth an endpoint.
+    """Writes state changes. Blocking; never raises: the endpoint must not fail because its history
+    does.
 
-    Threads may share it: an `append` that nobody waits for any more still runs when the endpoint
+    Threads may share it: an `append` that nothing waits for any more still runs when the endpoint
     ends, and SQLite does not survive being closed under it.
     """
 

@@ -1,4 +1,6 @@
-"""Families of metrics as the Prometheus library has them, from tables of what each one tells."""
+"""Families of metrics in the Prometheus library's form, built from tables with one row per
+metric.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from prometheus_client.core import (
 from domyn_swarm.model import Histogram
 
 Value = float | Histogram | None
-"""None: not known, so not told."""
+"""None: not known, so there is no sample."""
 GAUGE, COUNTER, HISTOGRAM = GaugeMetricFamily, CounterMetricFamily, HistogramMetricFamily
 _OURS = "domyn_swarm_"
 _T = TypeVar("_T")
@@ -25,13 +27,14 @@ _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily] | type[HistogramMetr
 
 
 @dataclass(frozen=True)
-class Told(Generic[_T]):
-    """One family: what it tells of each thing. With `labels`, beside those that name the thing,
-    `get` gives a value for each value of theirs: a string, or a tuple where there are several.
+class MetricRow(Generic[_T]):
+    """One row: a family and how its value is read from a thing. With `labels` besides those that
+    name the thing, `get` returns a value for each value of theirs: a string, or a tuple if there
+    are several.
     """
 
     kind: _Kind
-    name: str  # without our prefix, unless it is OpenTelemetry's; of a counter without `_total`
+    name: str  # without our prefix, unless it is OpenTelemetry's; a counter's without `_total`
     about: str
     get: Callable[[_T], Value | Mapping[Any, Value]]
     labels: tuple[str, ...] = ()
@@ -39,7 +42,9 @@ class Told(Generic[_T]):
     def family(
         self, named_by: Sequence[str], things: Iterable[tuple[tuple[str, ...], _T]]
     ) -> Metric:
-        """The family of all these things, each with the values of the labels that name it."""
+        """The family with a sample for each of these things, paired with the values of the labels
+        that name it.
+        """
         ours = "" if self.name.startswith("gen_ai_") else _OURS
         family = self.kind(ours + self.name, self.about, labels=(*named_by, *self.labels))
         for words, thing in things:
@@ -52,11 +57,11 @@ class Told(Generic[_T]):
 
 
 def families(
-    table: Iterable[Told[_T]],
+    table: Iterable[MetricRow[_T]],
     named_by: Sequence[str],
     things: Sequence[tuple[tuple[str, ...], _T]],
 ) -> Iterator[Metric]:
-    """The families of a table; `things` with the values of the labels that name them."""
+    """The families of a table; `things` are paired with the values of the labels that name them."""
     for told in table:
         yield told.family(named_by, things)
 
@@ -73,7 +78,7 @@ def _add(family: _Family, words: Sequence[str], value: float | Histogram) -> Non
 
 
 def _cumulative(found: Histogram) -> list[tuple[str, float]]:
-    """As the text format wants it: each bucket holds what those below it do."""
+    """Cumulative buckets, as the text format demands: each holds the counts of those below it."""
     buckets, so_far = [], 0
     for bound, count in zip((*found.bounds, None), found.counts, strict=True):
         so_far += count

@@ -1,5 +1,5 @@
-"""Our endpoint program as platforms that run it need it: its spec, made of a plan, and what it says
-of its swarm. The program itself reads the spec and no plan.
+"""Our endpoint program, for the platforms that run it: builds its spec from a plan, and reads what
+it publishes about its swarm. The program itself reads the spec and no plan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HEARTBEATS_MISSED = 3
 _STALE_AT_LEAST_S = 10.0
-_FULL_AT = 64  # requests, where the engine is not told how many run at once
+_FULL_AT = 64  # requests per replica, where the engine's own limit is not set
 
 
 def build_endpoint_spec(
@@ -71,8 +71,8 @@ def _elastic(plan: DeploymentPlan, ctx: DeploymentContext) -> ElasticSpec | None
 
 
 class OwnEndpoint:
-    """The part of `ServingBackend` that is the same wherever router and collector are ours, and
-    watchdogs write the engines' logs into the swarm's folder.
+    """The part of `ServingBackend` that is common to all platforms where router and collector are
+    ours and watchdogs write the engines' logs into the swarm's folder.
     """
 
     supervised = True

@@ -41,7 +41,7 @@ _log = get_logger(__name__)
 SHUTDOWN_GRACE_S = 5
 _KILL_AFTER_S = SHUTDOWN_GRACE_S + 2.0
 _RESTARTS = RestartPolicy(first_pause_s=0.5, longest_pause_s=10.0, progress_s=60.0)
-# What a disk or a system refuses for a while, and is asked for again
+# Transient errors of a disk or system, after which the operation is repeated.
 _PASSING = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
@@ -74,14 +74,14 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """The process id."""
 
     @property
     def returncode(self) -> int | None:
-        """How it ended; None while it runs."""
+        """The exit code; None while it runs."""
 
     async def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait until it has ended and return its exit code."""
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -91,7 +91,7 @@ class Process(Protocol):
 
 
 StartProcess = Callable[[Sequence[str], Path], Awaitable[Process]]
-"""Starts a command whose output goes to the end of a file."""
+"""Starts a command; its output is appended to a file."""
 
 
 async def _start_process(argv: Sequence[str], log: Path) -> Process:
@@ -103,7 +103,9 @@ async def _start_process(argv: Sequence[str], log: Path) -> Process:
 
 
 class RouterProcess:
-    """Keeps a router running until it is told to stop. `moved` is told the port it listens on."""
+    """Keeps a router running until it is stopped. `moved` is called with each new port it listens
+    on.
+    """
 
     def __init__(
         self,
@@ -122,10 +124,10 @@ class RouterProcess:
         self._port = address.router_port(self._host, spec.port)
         self._metrics_port = 0
         self._process: Process | None = None
-        self._unread = False  # it was said that its metrics cannot be read
+        self._unread = False  # whether it was logged that its metrics cannot be read
 
     async def run(self) -> None:
-        """Start it, again with back-off whenever it ends, until cancelled."""
+        """Start the router, and again with back-off whenever it ends, until cancelled."""
         loop, restarts = asyncio.get_running_loop(), RestartBudget(_RESTARTS)
         while True:
             self._moved(self._port)
@@ -139,16 +141,16 @@ class RouterProcess:
                 self._port = self._free_port()
 
     def _free_port(self) -> int:
-        """Where it was, so that clients find it there, unless somebody else has taken that."""
+        """The port it had, so that clients find it again, unless another program has taken that."""
         try:
             taken = not address.is_free(self._host, self._port)
             return address.free_port(self._host) if taken else self._port
-        except OSError as error:  # no descriptors, for example
-            _log.warning("no port can be looked for: %s", error)
+        except OSError as error:  # for example, no file descriptors are left
+            _log.warning("no free port can be chosen: %s", error)
             return self._port
 
     async def _attempt(self) -> str:
-        """Run it once; how that ended."""
+        """Run the router once and return how it ended."""
         try:
             return f"ended (code {await self._once()})"
         except OSError as error:
@@ -171,11 +173,11 @@ class RouterProcess:
         return await self._process.wait()
 
     async def activity(self) -> Activity | None:
-        """What the router says of its use; None when it cannot be asked."""
+        """The router's activity; None when it cannot be asked."""
         return await self._said(self._router.activity)
 
     async def figures(self) -> RouterFigures | None:
-        """What it has counted; None when it cannot be asked."""
+        """The router's counters; None when it cannot be asked."""
         return await self._said(self._router.figures)
 
     async def _said(self, read: Callable[[str], _T]) -> _T | None:
@@ -262,12 +264,12 @@ async def serve(
         await size.close()
     await collector.close()
     for error in ends:
-        if isinstance(error, Exception):  # a bug ended it: say which
+        if isinstance(error, Exception):  # a bug ended it: log which
             raise error
 
 
 class _Size:
-    """What sees to the number of replicas, and stands in for them while there are none."""
+    """Adjusts the number of replicas, and stands in for them while there are none."""
 
     def __init__(
         self, elasticity: Elasticity, doorkeeper: Doorkeeper | None, door: web.AppRunner | None
@@ -277,11 +279,11 @@ class _Size:
         self._door = door
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         await self._elasticity.run()
 
     async def close(self) -> None:
-        """Turn those away that are held."""
+        """Reject the requests that are held."""
         if self._door is not None:
             await self._door.cleanup()
         if self._doorkeeper is not None:
@@ -295,7 +297,7 @@ async def _elasticity(
     collector: Collector,
     process: RouterProcess,
 ) -> _Size | None:
-    """None: the swarm has a fixed number of replicas."""
+    """The elasticity of an elastic swarm; None: the swarm has a fixed number of replicas."""
     if spec.elastic is None or platform is None:
         return None
     if spec.elastic.least > 0:
@@ -312,7 +314,7 @@ async def _elasticity(
 
 
 def main(paths: SwarmPaths, platform: Platform | None = None) -> None:
-    """Run the endpoint of the swarm in a folder until it is told to stop, or the swarm is.
+    """Run the endpoint of the swarm in a folder until the program or the swarm is ended.
 
     Raises:
         StateError: the folder holds no usable spec.
@@ -325,8 +327,8 @@ def main(paths: SwarmPaths, platform: Platform | None = None) -> None:
 
 
 def within_limits(spec: EndpointSpec) -> EndpointSpec:
-    """The spec with what the router can take by the files that it may have open, once this
-    process's limit is raised, which the router's inherits. What is less than was asked for is said.
+    """The spec, with the router's limits reduced to what this process's limit of open files allows
+    once it is raised; the router inherits it. A reduction is logged.
     """
     wanted = Admission(spec.max_concurrent, spec.queue_size)
     files = open_files.raise_limit(files_needed(wanted, spec.replicas))

@@ -1,7 +1,7 @@
-"""Which replicas' ports answer: a lost node cannot report that it is lost.
+"""Which replicas' ports accept connections: a lost node cannot report that it is lost.
 
-A connection is opened and closed, nothing is asked: whether an engine is frozen is its watchdog's
-to find out.
+A connection is opened and closed, and nothing is sent: whether an engine is frozen is judged by its
+watchdog.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from domyn_swarm import open_files
 
 CHECK_S = 2.0
 _TIMEOUT_S = 1.5
-_MISSES = 2  # in a row; one may be a busy moment
-_AT_ONCE = 64  # connections that a check has open
-# What this machine lacks: files, ports, memory. It says nothing of the other end.
+_MISSES = 2  # failures in a row; a single one may be a busy moment
+_AT_ONCE = 64  # connections that a check has open at a time
+# Resources that this machine lacks: files, ports, memory. These errors say nothing about the other
+# end.
 _OUR_OWN = open_files.EXHAUSTED | {errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Reachability:
-    """Counts how often in a row each URL could not be connected to."""
+    """Counts how many times in a row each URL could not be connected to."""
 
     def __init__(self) -> None:
         self._misses: dict[str, int] = {}
 
     def reachable(self, url: str) -> bool:
-        """Whether requests may be sent there, as far as is known."""
+        """Whether requests may be sent there, by the checks so far."""
         return self._misses.get(url, 0) < _MISSES
 
     async def check(self, urls: Sequence[str]) -> bool:
-        """Look at every URL; whether one has become reachable or unreachable."""
+        """Check every URL; True if one has become reachable or unreachable."""
         before = {url: self.reachable(url) for url in urls}
         few = asyncio.Semaphore(_AT_ONCE)
 
@@ -49,12 +50,12 @@ class Reachability:
 
 
 async def _connects(url: str) -> bool | None:
-    """Whether somebody listens there; None: that cannot be found out from here now."""
+    """Whether a server listens there; None: that cannot be determined from here now."""
     place = urlsplit(url)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             _, writer = await asyncio.open_connection(place.hostname, place.port)
-    except TimeoutError:  # an OSError itself
+    except TimeoutError:  # a subclass of OSError
         return False
     except OSError as error:
         return None if error.errno in _OUR_OWN or open_files.none_left() else False

@@ -1,4 +1,4 @@
-"""What the collector believes of each replica. Pure: no clock, no file, no socket."""
+"""The state of each replica as the collector sees it. Pure: no clock, no file, no socket."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from enum import StrEnum
 from domyn_swarm.model import FINAL_REPLICA_STATES, ReplicaReport, ReplicaState
 
 _INCARNATIONS_KEPT = 16
-_PORT_TAKEN = "its watchdog ended without a word, and replica {0} has its port"
+_PORT_TAKEN = "its watchdog ended without a report, and replica {0} has its port"
 
 
 class Verdict(StrEnum):
-    """What became of a report."""
+    """How the collector judged a report."""
 
     TAKEN = "taken"
-    LATE = "late"  # a newer one of the same watchdog was here first
+    LATE = "late"  # a newer report of the same watchdog came first
     SUPERSEDED = "superseded"  # another watchdog has taken over this replica
     UNKNOWN = "unknown"  # the plan has no such replica
 
 
 class ReplicaTable:
-    """The last report of each replica. `now` is seconds of the caller's monotonic clock."""
+    """The last report of each replica. `now` is in seconds of the caller's monotonic clock."""
 
     def __init__(self, replicas: int, stale_after_s: float) -> None:
         self.wanted = frozenset(range(replicas))
@@ -30,12 +30,13 @@ class ReplicaTable:
         self._stale_after_s = stale_after_s
         self._reports: dict[int, ReplicaReport] = {}
         self._heard_at: dict[int, float] = {}
-        self._incarnations: dict[int, list[str]] = {}  # newest last
+        self._incarnations: dict[int, list[str]] = {}  # incarnations, the newest last
         self._sequences: dict[int, int] = {}  # of the newest incarnation
 
     def want(self, replicas: Iterable[int]) -> None:
-        """These are wanted from now on. Others get no request, and are heard until they have
-        ended. How one ended that was not wanted, and is again, says nothing of its next start.
+        """Set the replicas that are wanted from now on. Others receive no request, but their
+        reports are accepted until they have ended. How a replica ended that was not wanted says
+        nothing of its next start.
         """
         wanted = frozenset(replicas)
         for one in wanted - self.wanted:
@@ -45,7 +46,7 @@ class ReplicaTable:
         self._replicas = max(self._replicas, *(one + 1 for one in self.wanted), 0)
 
     def take(self, report: ReplicaReport, now: float, at: datetime) -> Verdict:
-        """Believe a report unless it is of the past; `at` is noted as its time."""
+        """Accept a report unless it is older than the last one; `at` is recorded as its time."""
         index = report.replica
         if index >= self._replicas:
             return Verdict.UNKNOWN
@@ -66,8 +67,8 @@ class ReplicaTable:
         return Verdict.TAKEN
 
     def _displace(self, report: ReplicaReport) -> None:
-        """A watchdog holds its port as long as it lives: another replica that is reported there has
-        ended, and must not be taken for the one that answers there now.
+        """A watchdog holds its port as long as it lives. So another replica that is listed with
+        this port has ended, and must not be taken for the server that answers there now.
         """
         for index, other in self._reports.items():
             if index != report.replica and report.url is not None and other.url == report.url:
@@ -78,14 +79,16 @@ class ReplicaTable:
                 self._reports[index] = other.model_copy(update=gone)
 
     def give_up(self, replica: int) -> None:
-        """Nobody starts it any more; why its engine ended is what it reported last."""
+        """Mark a replica as failed permanently: nothing starts it any more. The reason is that of
+        its last report.
+        """
         last = self._reports.get(replica)
         if last is not None:
             changed = {"state": ReplicaState.FAILED}
             self._reports[replica] = last.model_copy(update=changed)
 
     def restore(self, reports: Iterable[ReplicaReport], now: float) -> None:
-        """Believe what an earlier collector of this swarm knew, until it has gone stale."""
+        """Restore the state that an earlier collector of this swarm wrote, until it is stale."""
         for report in reports:
             if report.replica < self._replicas:
                 self._reports[report.replica] = report
@@ -98,7 +101,7 @@ class ReplicaTable:
         return self._reports.get(replica)
 
     def reports(self) -> tuple[ReplicaReport, ...]:
-        """The last report of every replica that has reported, in order."""
+        """The last report of every replica that has reported, ordered by replica."""
         return tuple(
             report
             for index, report in sorted(self._reports.items())
@@ -106,8 +109,8 @@ class ReplicaTable:
         )
 
     def serving(self, now: float) -> dict[int, str]:
-        """Where requests may be sent: the wanted replicas that are ready and were heard of lately,
-        with their URLs.
+        """The replicas that requests may be sent to: wanted, ready and with a recent report; with
+        their URLs.
         """
         return {
             report.replica: report.url
@@ -120,8 +123,8 @@ class ReplicaTable:
 
 
 def tokens_per_s(before: ReplicaReport | None, now: ReplicaReport) -> float | None:
-    """How fast an engine wrote between two samples of its counter, by its watchdog's clock; None
-    when there are no two of one engine. A report that repeats a sample repeats the rate.
+    """Tokens per second of an engine between two samples of its counter, by its watchdog's clock;
+    None if there are no two samples of one engine. A report that repeats a sample repeats the rate.
     """
     if before is None or before.incarnation != now.incarnation:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,15 @@ from domyn_swarm.backends.endpoint.supervision import Activity, RouterFigures
 from domyn_swarm.engine_load import MetricsReader
 from domyn_swarm.model import Record
 
-_OWN_FILES = 64  # of the program itself, and clients that are turned away or look at it
-_FILES_PER_REPLICA = 2  # to look at their health and load
+# files of the program itself, and connections of clients that are rejected or ask for its state
+_OWN_FILES = 64
+_FILES_PER_REPLICA = 2  # connections for health checks and load
 
 
 class RouterSettings(Record):
-    """How one router process listens and distributes. Names the key's file, holds no key."""
+    """How one router process listens and distributes. Holds the path of the key's file, not the
+    key.
+    """
 
     host: str  # to listen on
     port: int
@@ -39,21 +41,21 @@ class RouterSettings(Record):
 
 
 class Admission(NamedTuple):
-    """How many requests a router takes at once."""
+    """How many requests a router accepts at a time."""
 
-    max_concurrent: int  # that it has given to replicas
-    queue_size: int  # that wait
+    max_concurrent: int  # sent to replicas
+    queue_size: int  # waiting
 
     @property
     def total(self) -> int:
-        """Those that are not turned away."""
+        """Requests that are not rejected."""
         return self.max_concurrent + self.queue_size
 
 
 def admission(wanted: Admission, files: int, replicas: int) -> Admission:
-    """What a router can take of what is wanted when it may have so many files open.
+    """The part of the wanted admission that a router can accept with so many open files.
 
-    A request holds one while it waits, and a second one, to its replica, once it does not.
+    A request holds one file while it waits, and a second one, to its replica, once it is sent.
     """
     free = max(3, files - _OWN_FILES - _FILES_PER_REPLICA * replicas)
     if 2 * wanted.max_concurrent + wanted.queue_size <= free:
@@ -63,20 +65,20 @@ def admission(wanted: Admission, files: int, replicas: int) -> Admission:
 
 
 def files_needed(wanted: Admission, replicas: int) -> int:
-    """How many files a router needs open for that."""
+    """How many open files a router needs for that."""
     return (
         2 * wanted.max_concurrent + wanted.queue_size + (_OWN_FILES + _FILES_PER_REPLICA * replicas)
     )
 
 
 class Router(Protocol):
-    """A router program. It asks clients for the key and sends it on to the replicas.
+    """A router program. It checks the clients' key and forwards it to the replicas.
 
-    Its process must die with the endpoint program, and end on SIGTERM within the grace period
-    after letting requests in flight finish.
+    Its process must die with the endpoint program, and on SIGTERM end within the grace period after
+    letting requests in flight finish.
     """
 
-    settle_s: float  # it follows a changed manifest within so many seconds
+    settle_s: float  # seconds within which it follows a changed manifest
 
     def argv(self, settings: RouterSettings) -> Sequence[str]:
         """The command of the process; no secrets."""
@@ -85,10 +87,10 @@ class Router(Protocol):
         """The manifest that lists these replicas."""
 
     def activity(self, metrics: str) -> Activity:
-        """What its metrics (Prometheus text) say of its use."""
+        """The router's activity, from its metrics (Prometheus text)."""
 
     def figures(self, metrics: str) -> RouterFigures:
-        """What else they say."""
+        """The router's counters, from the same text."""
 
 
 _DAY_S = 86_400  # requests end by the clients' own time-outs, not by the router's
@@ -97,9 +99,9 @@ _COUNTED = MetricsReader(
     {
         "posts": ('smg_http_requests_total{method="POST"',),
         "in_flight": ("smg_worker_requests_active",),
+        "health": ("smg_worker_health",),  # 1: the router sends requests to it
     }
 )
-_USABLE = re.compile(r'^smg_worker_health\{[^}]*\bworker="([^"]*)"[^}]*\} 1(?:\.0*)?$', re.M)
 
 
 class SmgRouter(Router):
@@ -122,11 +124,13 @@ class SmgRouter(Router):
         """Requests for answers are all POST; the metric of a request that is
         being answered belongs to its replica.
         """
-        found = _COUNTED.values(metrics.encode())
+        text = metrics.encode()
+        found = _COUNTED.values(text)
+        health = _COUNTED.by_label(text, "health", "worker")
         return Activity(
             requests=sum(found.get("posts", ())),
             in_flight=sum(found.get("in_flight", ())),
-            usable=frozenset(_USABLE.findall(metrics)),
+            usable=frozenset(url for url, healthy in health.items() if healthy == 1),
         )
 
     @override
@@ -137,7 +141,9 @@ class SmgRouter(Router):
 
 
 def router_arguments(settings: RouterSettings) -> dict[str, Any]:
-    """The router's settings but for the key, each one that matters to batch work stated."""
+    """The router's settings without the key; each setting that matters to batch work is
+    explicit.
+    """
     return {
         "host": settings.host,
         "port": settings.port,

@@ -1,4 +1,4 @@
-"""Who may read the swarm's metrics, and where they are told."""
+"""Who may read the swarm's metrics, and how Prometheus learns where they are."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from domyn_swarm.paths import SwarmPaths, private_dir
 
 _log = get_logger(__name__)
 
-_FRESH_S = 1.0  # whoever asks again within so long gets the same text
+_FRESH_S = 1.0  # repeated requests within this time get the same text
 _TEXTFILE_EVERY_S = 15.0
 
 
 class SwarmMetrics:
-    """The newest text, for scrapers and for node_exporter's textfile collector."""
+    """The current text, for scrapers and for node_exporter's textfile collector."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class SwarmMetrics:
             return self._text
 
     async def _read(self) -> bytes:
-        # here: where nobody scrapes, the Prometheus library is not needed
+        # imported here: where nothing scrapes, the Prometheus library is not needed
         from domyn_swarm.backends.endpoint.metrics import Readings, exposition
 
         router = await self._router()
@@ -71,7 +71,7 @@ class SwarmMetrics:
         return await asyncio.to_thread(exposition, readings)
 
     async def keep_textfile(self, folder: Path) -> None:
-        """Write the file for node_exporter until cancelled; then take it away."""
+        """Write the file for node_exporter until cancelled; then remove it."""
         path = folder / f"{self._public_name}.prom"
         try:
             while True:
@@ -88,8 +88,8 @@ class SwarmMetrics:
 
 
 class Discovery:
-    """Tells Prometheus where to scrape: a file for its `file_sd_configs`, beside those of the other
-    swarms or where the configuration says.
+    """Announces the target to Prometheus: a file for its `file_sd_configs`, beside those of the
+    other swarms or where the configuration says.
     """
 
     def __init__(self, paths: SwarmPaths, folder: Path | None) -> None:
@@ -98,7 +98,7 @@ class Discovery:
         self._path = (folder or paths.scrape_targets) / f"{paths.public_name}.json"
 
     def announce(self, target: str) -> None:
-        """The collector is at `target` (host:port) from now on."""
+        """Write the file: the collector is at `target` (host:port) from now on."""
         told = [{"targets": [target], "labels": {"swarm": self._name}}]
         try:
             if self._ours:
@@ -108,13 +108,13 @@ class Discovery:
             _log.warning("cannot write %s: %s", self._path, error)
 
     def withdraw(self) -> None:
-        """There is nothing to scrape any more."""
+        """Remove the file: there is nothing left to scrape."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
 
 def _write_public(path: Path, content: bytes) -> None:
-    """Atomically, readable by everybody. A name that begins with a dot is nobody's to read."""
+    """Write a file atomically, readable by everybody. Readers skip names that begin with a dot."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

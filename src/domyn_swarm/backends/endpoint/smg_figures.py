@@ -1,4 +1,4 @@
-"""What the smg router's own metrics say, read with the Prometheus library's parser."""
+"""The counters in the smg router's own metrics, read with the Prometheus library's parser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Key = tuple[str, str]
 
 
 def read_figures(metrics: str) -> RouterFigures:
-    """The figures in the router's Prometheus text; of its hundreds of metrics these few."""
+    """The counters in the router's Prometheus text: a few of its hundreds of metrics."""
     given: dict[str, float] = {}
     in_flight: dict[str, float] = {}
     responses: defaultdict[_Key, float] = defaultdict(float)
@@ -45,7 +45,9 @@ def read_figures(metrics: str) -> RouterFigures:
 
 
 def _of_interest(metrics: str) -> str:
-    """With their types: the parser knows a histogram by that."""
+    """The lines of these metrics, with their types: the parser recognizes a histogram by its
+    type.
+    """
     lines = metrics.splitlines()
     return "".join(
         f"{line}\n" for line in lines if line.removeprefix("# TYPE ").startswith(_WANTED)

@@ -1,6 +1,7 @@
 """The smg router's process. It dies with the endpoint program, however that ends.
 
-`python -m domyn_swarm.backends.endpoint.smg_process PARENT KEY_FILE ARGUMENTS`: its pid, JSON.
+`python -m domyn_swarm.backends.endpoint.smg_process PARENT KEY_FILE ARGUMENTS`: the parent's pid,
+the key's file, and the router's arguments as JSON.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _forget_proxies() -> None:
-    """Replicas are reached within the site. The router would ask them through the proxy that the
-    environment names for what is outside; it asks for nothing there.
+    """Remove proxy variables: the replicas are within the site, and the router sends nothing
+    outside it.
     """
     for name in [one for one in os.environ if one.lower().endswith("_proxy")]:
         del os.environ[name]
 
 
 def main(parent: str, key_file: str, told: str) -> None:
-    """Be the router."""
+    """Run the router in this process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
-        sys.exit(1)  # the endpoint program died before it could be followed
+        sys.exit(1)  # the endpoint program died before its end could be tied to this process
     _forget_proxies()
     from smg.launch_router import launch_router
     from smg.router_args import RouterArgs

@@ -19,33 +19,35 @@ from domyn_swarm.paths import SwarmPaths, write_private
 
 
 class RouterFigures(NamedTuple):
-    """What a router has counted since it started."""
+    """A router's counters since it started."""
 
-    given: Mapping[str, float]  # requests, by the URL of the replica that got them
-    in_flight: Mapping[str, float]  # of those, now
+    given: Mapping[str, float]  # requests, by the URL of the replica that received them
+    in_flight: Mapping[str, float]  # of those, in flight now
     responses: Mapping[tuple[str, str], float]  # by path and status
     durations: Mapping[tuple[str, str], Histogram]  # seconds, by operation and model
 
 
 class Activity(NamedTuple):
-    """What a router has done since it started, and does now. Looking at the list of models, as
+    """What a router has done since it started, and does now. Reading the list of models, as
     `status` does, is no use of the endpoint.
     """
 
     requests: float
     in_flight: float
-    usable: frozenset[str] = frozenset()  # replicas that it would give a request now, by their URLs
+    usable: frozenset[str] = frozenset()  # URLs of replicas that it would send a request to now
 
 
 class Idleness:
-    """For how long nobody has used the endpoint; `now` is the caller's monotonic clock."""
+    """Measures for how long the endpoint has not been used; `now` is the caller's monotonic
+    clock.
+    """
 
     def __init__(self, now: float) -> None:
         self._used_at = now
         self._requests: float | None = None
 
     def saw(self, activity: Activity | None, now: float) -> float:
-        """Take in what the router says (None: it cannot be asked, which is no sign of idleness);
+        """Add the router's activity (None: it cannot be asked, which does not count as idle);
         return the seconds without use.
         """
         if activity is None or activity.in_flight or activity.requests != self._requests:
@@ -57,15 +59,15 @@ class Idleness:
 _log = get_logger(__name__)
 
 _LOOK_S = 2.0
-_AFTER_JOBS_S = 15.0  # without a request, once the jobs are over that the swarm was kept for
+_AFTER_JOBS_S = 15.0  # without a request, once the jobs that the swarm was kept for are over
 
 
 class Platform(ElasticPlatform, Protocol):
-    """What the endpoint program asks of the platform it runs on. Called from threads."""
+    """The platform's operations for the endpoint program. Called from threads."""
 
     def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
-        """See that each of the replicas has something that runs or waits for it, unless it failed.
-        Return those that are given up from now on, whatever they reported last.
+        """Resubmit every replica that has neither a running nor a pending job, unless it failed
+        permanently. Return the replicas that are given up from now on, whatever they reported last.
 
         Raises:
             PlatformError: the platform cannot be asked.
@@ -87,7 +89,7 @@ class Platform(ElasticPlatform, Protocol):
 
 
 class Supervision:
-    """Looks every two seconds. `activity` asks the router."""
+    """Checks every two seconds. `activity` asks the router."""
 
     def __init__(
         self,
@@ -102,27 +104,27 @@ class Supervision:
         self._activity = activity
         now = asyncio.get_running_loop().time()
         self._idleness = Idleness(now)
-        self._unusable_at = now  # when no replica was at work last
+        self._unusable_at = now  # the last time at which no replica was at work
         self._failure_told = False
 
     async def run(self) -> None:
-        """Return when the swarm has ended itself, and has said why."""
+        """Return when the swarm has ended itself, after recording why."""
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 if await self._look():
                     return
-            except (PlatformError, OSError, ValueError) as error:  # looked at again
-                _log.warning("cannot look after the swarm now: %s", error)
+            except (PlatformError, OSError, ValueError) as error:  # repeated at the next check
+                _log.warning("cannot supervise the swarm now: %s", error)
             except Exception:  # noqa: BLE001 - the endpoint serves all the same
-                _log.exception("cannot look after the swarm now")
+                _log.exception("cannot supervise the swarm now")
 
     async def _look(self) -> bool:
         spec = EndpointSpec.model_validate_json(self._paths.endpoint_spec.read_text("utf-8"))
         if spec.elastic is None:
             self._collector.want(range(spec.replicas))
         wanted = self._collector.wanted
-        if not self._collector.all_serve():  # else there is nothing to ask the platform about
+        if not self._collector.all_serve():  # else there is nothing to ask the platform for
             lost = await asyncio.to_thread(self._platform.replace_lost, wanted)
             self._collector.give_up(lost)
         await self._tell_failure(spec)
@@ -137,7 +139,7 @@ class Supervision:
         return True
 
     async def _tell_failure(self, spec: EndpointSpec) -> None:
-        """Tell once that no replica will serve again; `up` tells it itself while it waits."""
+        """Record once that no replica will serve again; while `up` waits it reports that itself."""
         reasons = self._collector.failures()
         launching = claims.is_held(self._paths.launcher(spec.tag))
         if not reasons or len(reasons) < len(self._collector.wanted):
@@ -157,7 +159,7 @@ class Supervision:
         idle_s = self._idleness.saw(await self._use(), now)
         if idle_s >= _AFTER_JOBS_S and await asyncio.to_thread(self._jobs_over):
             return "the jobs that it was kept for are over"
-        if not (asleep or self._collector.any_at_work()):  # it waits in the queue, or comes up
+        if not (asleep or self._collector.any_at_work()):  # they wait in the queue, or start
             self._unusable_at = now
         unused_s = min(idle_s, now - self._unusable_at)
         if idle_timeout_s is not None and unused_s >= idle_timeout_s:
@@ -165,13 +167,13 @@ class Supervision:
         return None
 
     async def _use(self) -> Activity | None:
-        """What the router has done, and jobs that send to the replicas themselves."""
+        """The router's activity, including jobs that send to the replicas directly."""
         seen = await self._activity()
         looked = self._collector.drivers_looked
         return None if seen is None else seen._replace(requests=seen.requests + looked)
 
     def _jobs_over(self) -> bool:
-        """Whether there are jobs to end after (`--down-after`), and each has ended."""
+        """Whether there are jobs to end after (`--down-after`), and all have ended."""
         files = list(self._paths.down_after.glob("*.json"))
         handles = [JobHandle.model_validate_json(file.read_text("utf-8")) for file in files]
         return bool(handles) and all(self._platform.job_over(handle) for handle in handles)

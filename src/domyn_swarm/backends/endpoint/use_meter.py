@@ -1,5 +1,5 @@
-"""How far the swarm's jobs are, by the files that their workers rewrite every second, and what the
-replicas' time goes to meanwhile.
+"""The progress of the swarm's jobs, from the files that their workers rewrite every second, and the
+replicas' time by use.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from domyn_swarm.model import FINAL_REPLICA_STATES, JobProgress, Record, Replica
 from domyn_swarm.paths import JobPaths
 
 _LOOKED_AT = 500  # the newest jobs; ids sort by time
-_TOLD_FOR = timedelta(minutes=15)  # after its last word; scrapers surely came by meanwhile
+_TOLD_FOR = timedelta(minutes=15)  # after its last report; every scraper has read it by then
 
 
 class FollowedJob(Record):
-    """One job that said something lately."""
+    """A job that reported recently."""
 
     job_id: str
     progress: JobProgress
 
 
 class JobsFolder:
-    """Reads little: a job that has ended is not looked at again. Blocking."""
+    """Reads few files: a job that has ended is not read again. Blocking."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._over: set[str] = set()
 
     def read(self, now: datetime) -> list[FollowedJob]:
-        """The jobs that said something in the last quarter of an hour, the oldest first."""
+        """The jobs that reported in the last quarter of an hour, the oldest first."""
         try:
             names = sorted((one.name for one in self._folder.iterdir()), reverse=True)
-        except OSError:  # there was no job yet
+        except OSError:  # no job was submitted yet
             return []
         found = []
         for name in names[:_LOOKED_AT]:
@@ -53,7 +53,7 @@ class JobsFolder:
         path = JobPaths(self._folder / name).progress
         try:
             progress = JobProgress.model_validate_json(path.read_text("utf-8"))
-        except (OSError, ValueError):  # not begun, a script, or of another version
+        except (OSError, ValueError):  # not started, a script, or written by another version
             return None
         return FollowedJob(job_id=name, progress=progress)
 
@@ -83,7 +83,7 @@ class UseMeter:
         self._idle: dict[int, float] = {}  # since the last reading
 
     def heard(self, report: ReplicaReport, now: float) -> None:
-        """Take in a report; until it came, the one before it held."""
+        """Add a report; the time until it is counted by the report before it."""
         self._pass(report.replica, now)
         self._heard[report.replica] = _Heard(now, report)
 
@@ -106,8 +106,8 @@ class UseMeter:
             self._seconds[replica, use] = self._seconds.get((replica, use), 0.0) + seconds
 
     def read(self, jobs: Iterable[FollowedJob], now: float) -> Mapping[tuple[int, Use], float]:
-        """All seconds so far. Whether rows waited while a replica was idle is judged by the jobs as
-        they are now, for the time since the last reading.
+        """All seconds so far. Whether rows waited while a replica was idle is judged, for the time
+        since the last reading, by the present state of the jobs.
         """
         for replica in list(self._heard):
             self._pass(replica, now)
@@ -119,7 +119,7 @@ class UseMeter:
 
 
 def _use_of(report: ReplicaReport) -> Use | None:
-    """None: it holds nothing any more."""
+    """The use of a replica's time; None: it holds no resources any more."""
     if report.state in FINAL_REPLICA_STATES:
         return None
     running, waiting = report.requests_running, report.requests_waiting

@@ -1,4 +1,4 @@
-"""How other programs find the endpoint and learn of its replicas."""
+"""How other programs learn the endpoint's address and the state of its replicas."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +18,10 @@ class EndpointAddress(Record):
     url: str  # for clients, without /v1
     collector_url: str | None = None  # None: the platform reports on the replicas
     node: str = ""
-    process: ProcessId | None = None  # None: no program of ours
-    ca_file: Path | None = None  # certificates that clients trust, beside the system's
-    open_files: Limits | None = None  # of a process of ours on its node
-    admits: int | None = None  # requests at once; those beyond are turned away. None: not known
+    process: ProcessId | None = None  # None: it is no program of ours
+    ca_file: Path | None = None  # certificates that clients trust, besides the system's
+    open_files: Limits | None = None  # of that process
+    admits: int | None = None  # requests at a time; more are rejected. None: not known
 
 
 class CollectorView(Record):
@@ -29,15 +29,15 @@ class CollectorView(Record):
 
     replicas: tuple[ReplicaReport, ...]
     taken_at: datetime
-    stale_after_s: float  # a report older than this at `taken_at` is not to be believed
+    stale_after_s: float  # age after which a report is stale, judged at `taken_at`
     tag: str = ""  # of the swarm
-    wanted: int | None = None  # replicas
-    elastic: bool = False  # the work decides how many
-    asked_for: tuple[int, ...] | None = None  # then: which are wanted now; none: it is asleep
+    wanted: int | None = None  # number of replicas
+    elastic: bool = False  # whether the size follows the work
+    asked_for: tuple[int, ...] | None = None  # if elastic: the wanted ones; none: it is asleep
 
 
 class ReplicaEvent(Record, forbid_unknown_fields=False):
-    """A change of a replica's state, as the collector wrote it down."""
+    """A change of a replica's state, as the collector recorded it."""
 
     reported_at: datetime
     replica: int
@@ -56,14 +56,14 @@ class Ended(Record):
     """Why a swarm ended: `serving/ended.json`."""
 
     schema_version: Literal[1] = 1
-    tag: str  # of the swarm; another one of the same name left it
+    tag: str  # of the swarm; another one of the same name may have left the file
     by: Literal["itself", "down"] = "itself"
     reason: str
     at: datetime
 
 
 def read_ended(paths: SwarmPaths, tag: str) -> Ended | None:
-    """Why the swarm of this tag ended, if it did."""
+    """The reason why the swarm of this tag ended, if it did."""
     try:
         ended = Ended.model_validate_json(paths.ended.read_text("utf-8"))
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def read_ended(paths: SwarmPaths, tag: str) -> Ended | None:
 
 
 def read_address(paths: SwarmPaths) -> EndpointAddress | None:
-    """Where the endpoint listens; None: nowhere yet, or it was shut down."""
+    """Where the endpoint listens; None: it has not started to listen, or was shut down."""
     try:
         return EndpointAddress.model_validate_json(paths.endpoint.read_text("utf-8"))
     except (OSError, ValueError):
@@ -80,9 +80,9 @@ def read_address(paths: SwarmPaths) -> EndpointAddress | None:
 
 
 def read_view(paths: SwarmPaths) -> CollectorView | None:
-    """What the collector says; when it cannot be asked, the last view it wrote; None: neither.
+    """The collector's view; if it cannot be asked, the last view it wrote; None: neither exists.
 
-    A written view goes on ageing by this machine's clock: what a dead collector last saw must not
+    A written view ages by this machine's clock: the last state that a dead collector wrote must not
     look fresh for ever.
     """
     return _asked(paths) or _written(paths)
@@ -101,7 +101,7 @@ def _asked(paths: SwarmPaths) -> CollectorView | None:
 
 
 def last_view(paths: SwarmPaths) -> CollectorView | None:
-    """The last view that the collector wrote, as old as it may be; None: it wrote none."""
+    """The last view that the collector wrote, whatever its age; None: it wrote none."""
     try:
         return CollectorView.model_validate_json(paths.replicas.read_text("utf-8"))
     except (OSError, ValueError):
@@ -116,7 +116,8 @@ def _written(paths: SwarmPaths) -> CollectorView | None:
 
 
 def read_history(paths: SwarmPaths, since: datetime) -> tuple[ReplicaEvent, ...]:
-    """What the replicas went through since a moment, the oldest first; the newest when it is much.
+    """The changes of the replicas' states since a moment, the oldest first; only the newest if
+    there are many. The collector is asked; its file is opened only when it has shut down.
 
     The collector tells; its file is opened only when it has shut down.
     """
@@ -135,12 +136,12 @@ def read_history(paths: SwarmPaths, since: datetime) -> tuple[ReplicaEvent, ...]
 
 
 def _old_history(paths: SwarmPaths, moment: str) -> list[dict[str, Any]]:
-    from domyn_swarm.backends.endpoint.history import EVENTS_TOLD, History
+    from domyn_swarm.backends.endpoint.history import MOST_EVENTS, History
 
     if not paths.watchdog_db.exists():
         return []
     history = History(paths.watchdog_db)
     try:
-        return history.read(moment, EVENTS_TOLD)
+        return history.read(moment, MOST_EVENTS)
     finally:
         history.close()

@@ -1,1 +1,1 @@
-"""A swarm as Slurm jobs: one for the endpoint, an array of one task per replica."""
+"""A swarm as Slurm jobs: a job for the endpoint, and an array with one task per replica."""

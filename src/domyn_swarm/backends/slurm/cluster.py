@@ -1,5 +1,5 @@
-"""Where jobs of Slurm run, and what its states mean for a job. Our programs on the nodes know the
-states alone.
+"""The cluster that Slurm jobs run on, and what Slurm's states mean for a job. Our programs on the
+nodes use the states only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from domyn_swarm.model import JobStatus, Location, Reach
 
 
 class OnCluster(Located):
-    """The cluster that Slurm's commands ask from here. Job numbers are a cluster's
-    own: another one knows nothing of them, or knows other jobs by them.
+    """The cluster that Slurm's commands ask from here. Job ids are per cluster:
+    another cluster does not know them, or has other jobs with the same ids.
     """
 
     _slurm: Scheduler

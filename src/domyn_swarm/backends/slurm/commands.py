@@ -12,7 +12,7 @@ from pathlib import Path
 from domyn_swarm.backends.slurm import printed
 from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.invocation import last_line, run, send_signals
-from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, Look
+from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, QueueSnapshot
 from domyn_swarm.backends.slurm.reasons import advice
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
@@ -37,12 +37,12 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
-_UNKNOWN_S = 5.0  # a job that is not known is looked for so often
+_UNKNOWN_S = 5.0  # how often a job that is not known is asked for
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
 _MOMENTS_S = 5.0
-_AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are among them
+_AT_ONCE = 8  # scancel sends ten signals at a time, and repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _ID_WIDTH, _PATH_WIDTH = 40, 4096
 _PARTITIONS = re.compile(r"^#SBATCH --partition=(\S+)", re.MULTILINE)
@@ -50,21 +50,21 @@ _NO_NODE = "Requested node configuration is not available"
 
 
 class Slurm:
-    """The scheduler as its commands show it. Threads may share one."""
+    """The scheduler, as its commands show it. Threads may share one."""
 
     def __init__(self, longest_s: float = LONGEST_S, clock: Clock = time) -> None:
-        """`longest_s`: how old a look may become while nothing changes."""
+        """`longest_s`: the oldest that a queue snapshot may become while nothing changes."""
         self._clock = clock
         self._cluster: str | None = None
-        self._cluster_unknown: tuple[float, PlatformError] | None = None  # since when, and why
-        self._queue = Look(
+        self._cluster_unknown: tuple[float, PlatformError] | None = None  # at what time, and why
+        self._queue = QueueSnapshot(
             lambda: self._squeue("--array", "--states=all", form=QUEUE_FORMAT), longest_s, clock
         )
-        self._steps = Look(lambda: self._squeue("--steps", form=STEP_FORMAT), clock=clock)
+        self._steps = QueueSnapshot(lambda: self._squeue("--steps", form=STEP_FORMAT), clock=clock)
         self._ask_accounting_at = -math.inf
         self._accounting_pause_s = _ASK_AGAIN_S
         self._remembered: JobsById = {}
-        self._missed: set[str] = set()  # asked for, and in no fresh look
+        self._missed: set[str] = set()  # asked for, and not in any fresh snapshot
         self._asked_at: dict[str, float] = {}
 
     def cluster(self) -> str:
@@ -103,15 +103,14 @@ class Slurm:
         exclude: Sequence[str] = (),
         after: str | None = None,
     ) -> str:
-        """Submit a script, with `array` for these of its tasks, with `exclude` on none of these
-        nodes, whatever the script says of nodes to leave out, with `after` once that job has
-        started; the new job's id.
+        """Submit a script and return the new job's id. `array` names the tasks to submit, `exclude`
+        the nodes to leave out whatever the script says, `after` a job that must have started first.
 
         Raises:
             CommandMissing: there is no Slurm here.
-            SubmissionUnknown: it did not answer, or printed no id, and may have taken the script.
-            PlatformUnavailable: it passed the job on to a cluster where it cannot be cancelled.
-            SubmitRejected: it refused, or passed the job on to a cluster that is not asked here.
+            SubmissionUnknown: sbatch did not answer, or printed no id; the job may be in the queue.
+            PlatformUnavailable: the job went to another cluster, where it cannot be cancelled.
+            SubmitRejected: Slurm refused it, or sent it to a cluster that is not asked here.
         """
         options = [] if array is None else [f"--array={','.join(map(str, array))}"]
         options += [f"--exclude={','.join(exclude)}"] if exclude else []
@@ -154,14 +153,14 @@ class Slurm:
         )
 
     def test(self, script: Path) -> WouldTake:
-        """Ask whether a script could be submitted. Nobody keeps such a script, so no refusal names
+        """Ask whether a script could be submitted. The script is temporary, so errors do not name
         its path.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
-            SubmitRejected: it would be refused, or could never run: such a job is often taken all
-                the same, and waits for ever. While nodes are drained or down Slurm says so of jobs
-                that only have to wait; then nothing is raised.
+            SubmitRejected: it would be refused, or could never run: such a job is often accepted
+                all the same, and waits for ever. While nodes are drained or down Slurm reports the
+                same of jobs that only have to wait; then nothing is raised.
         """
         done = run(["sbatch", "--test-only", str(script)])
         asked = _PARTITIONS.search(script.read_text("utf-8"))
@@ -182,13 +181,13 @@ class Slurm:
         return printed.nodes_away(done.stdout)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
-        """Those of these jobs, array tasks and steps (`17.0`) that Slurm knows of.
+        """The jobs, array tasks and steps (`17.0`) of these that Slurm knows.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
         found = self._known(ids, math.inf)
-        if unknown := {*ids} - found.keys():  # begun since, by another process, or forgotten
+        if unknown := {*ids} - found.keys():  # started since, by another process, or forgotten
             found = self._known(ids, _UNKNOWN_S if unknown <= self._missed else 0.0)
             self._missed |= {*ids} - found.keys()
         missing = [one for one in ids if one not in found]
@@ -201,15 +200,15 @@ class Slurm:
         return {one: known[one] for one in ids if one in known}
 
     def queue(self, at_most_s: float = math.inf) -> JobsById:
-        """Every job of this user that the controller still knows, ended ones included.
+        """Every job of this user that the controller still knows, including ended ones.
 
         Args:
-            at_most_s: how old the look may be, for who draws conclusions from what is not there.
+            at_most_s: how old the snapshot may be; 0 for conclusions from a job's absence.
         """
         return self._queue.now(at_most_s)
 
     def outputs(self, ids: Sequence[str]) -> dict[str, str]:
-        """The files that these jobs and tasks print to, as far as Slurm shows them.
+        """The files that these jobs and tasks print to, where Slurm shows them.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -221,8 +220,7 @@ class Slurm:
         return {one: found[one] for one in ids if one in found}
 
     def steps(self, at_most_s: float = math.inf) -> JobsById:
-        """Every step of this user that runs; its name stands where jobs have their comment. See
-        `queue`.
+        """Every running step of this user, with its name in place of a job's comment. See `queue`.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -230,7 +228,9 @@ class Slurm:
         return self._steps.now(at_most_s)
 
     def expect_change(self) -> None:
-        """Look at jobs and steps anew, and often: something is about to begin or to end."""
+        """Discard the snapshots of jobs and steps and refresh them often: something starts or
+        ends.
+        """
         self._queue.expect_change()
         self._steps.expect_change()
 
@@ -244,7 +244,7 @@ class Slurm:
         return latest(parse_queue(done.stdout))
 
     def allocation(self, job: str) -> Allocation:
-        """What a running job has.
+        """The allocation of a running job.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked, or does not know the job.
@@ -252,14 +252,14 @@ class Slurm:
         done = run(["scontrol", "--oneliner", "show", "job", job])
         if done.returncode != 0:
             raise PlatformUnavailable(
-                f"Slurm does not tell of the job {job}: {last_line(done.stderr)}",
+                f"Slurm does not show the job {job}: {last_line(done.stderr)}",
                 hint="Ask again in a while.",
             )
         return parse_allocation(done.stdout)
 
     def preempts(self, job: str) -> bool:
-        """Whether a job is being ended for another one; False where Slurm does not know the job.
-        Asked by the job itself, which has only moments left.
+        """Whether a job is being preempted; False if Slurm does not know the job. The job itself
+        asks this, in its last moments.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -268,9 +268,9 @@ class Slurm:
         return done.returncode == 0 and printed.preempted(done.stdout)
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
-        """What accounting remembers of jobs that the controller forgot; nothing without it. It is
-        asked once a minute for a job that it does not know, and ever more seldom while it does not
-        answer, which where there is none it never does.
+        """What accounting remembers of jobs that the controller forgot; nothing without accounting.
+        It is asked once a minute for a job that it does not know, and at growing intervals while it
+        does not answer, as on a site without accounting.
         """
         now = self._clock.monotonic()
         ids = [one for one in ids if _ID.fullmatch(one)]
@@ -300,7 +300,7 @@ class Slurm:
         return {one: found[one] for one in ids if one in found}
 
     def runs(self, ids: Sequence[str], name: str) -> dict[str, list[tuple[float, float | None]]]:
-        """When jobs and tasks had their allocations, as accounting tells it; see `printed.runs`.
+        """When jobs and tasks had their allocations, from accounting; see `printed.runs`.
 
         Raises:
             CommandMissing, PlatformUnavailable: there is no accounting, or it does not answer.
@@ -313,9 +313,9 @@ class Slurm:
         return printed.runs(done.stdout, name)
 
     def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
-        """End jobs, tasks and steps, or send a signal to them: to the batch script of a job, to
-        every process of a step. What waits in the queue cannot be told and is ended, first, so
-        that it does not start meanwhile. Unknown ones are no error.
+        """End jobs, tasks and steps, or send them a signal: to the batch script of a job, to every
+        process of a step. Jobs that wait cannot receive a signal; they are ended, and first, so
+        that they do not start meanwhile. Unknown ids are no error.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -336,15 +336,15 @@ class Slurm:
         return known is None or not known.waiting
 
     def signal_steps(self, job: str, signal: str) -> None:
-        """Send a signal to every step of a job, and not to its batch script."""
+        """Send a signal to every step of a job, but not to its batch script."""
         run(["scancel", "--quiet", f"--signal={signal}", job])
 
     def requeue(self, job: str) -> bool:
-        """Put a running job back into the queue; whether Slurm agreed."""
+        """Put a running job back into the queue; return whether Slurm agreed."""
         return run(["scontrol", "requeue", job]).returncode == 0
 
     def exclude(self, job: str, nodes: Sequence[str]) -> bool:
-        """Have a job that waits start on any node but these; whether Slurm agreed."""
+        """Exclude nodes for a job that waits; return whether Slurm agreed."""
         change = f"ExcNodeList={','.join(nodes)}"
         return run(["scontrol", "update", f"JobId={job}", change]).returncode == 0
 
@@ -362,7 +362,7 @@ class Slurm:
         return printed.names(what, done.stdout)
 
     def lines(self, *command: str) -> list[str]:
-        """What a command prints; nothing where it is not there, refuses or does not answer."""
+        """What a command prints; nothing if it is missing, fails or does not answer."""
         try:
             done = run(command)
         except (CommandMissing, PlatformUnavailable):
@@ -370,8 +370,8 @@ class Slurm:
         return done.stdout.splitlines() if done.returncode == 0 else []
 
     def gives_whole_nodes(self, partitions: str) -> bool:
-        """Whether jobs of a partition share no node with others, whatever they ask for. Of several
-        (`a,b`), whichever has room first: whether they do so in each.
+        """Whether jobs of a partition share no node with others, whatever they ask for. For several
+        (`a,b`), of which Slurm takes the first with room: whether this holds for each.
         """
         shown = [
             run(["scontrol", "--oneliner", "show", "partition", one])
@@ -382,7 +382,7 @@ class Slurm:
         )
 
     def node_address(self, node: str) -> str | None:
-        """Where the scheduler itself reaches a node; None when it does not say."""
+        """The address at which the scheduler reaches a node; None if it does not say."""
         done = run(["scontrol", "--oneliner", "show", "node", node])
         return printed.node_address(done.stdout) if done.returncode == 0 else None
 

@@ -1,4 +1,6 @@
-"""Jobs of a swarm: Slurm jobs of their own, which survive logout, or steps of the endpoint's."""
+"""Jobs of a swarm: Slurm jobs of their own, which survive a logout, or steps of the
+endpoint's job.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from domyn_swarm.backends.slurm.job_runs import cancelled_word, last_words, slur
 from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.queue import is_job, job_name
-from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, told
+from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, explained
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
@@ -35,10 +37,10 @@ _log = get_logger(__name__)
 
 _END_S = 60.0
 _LOOK_S = 0.5
-_FIND_S = 2.0  # how old a look may be that shows no trace of a job
-_COMPLETES_S = 120.0  # from the program's end until Slurm has the job as over: KillWait, epilogs
+_FIND_S = 2.0  # oldest snapshot by which a job may count as absent
+_COMPLETES_S = 120.0  # from the program's end until Slurm ends the job: KillWait, epilogs
 _SAYS_NO_MORE = (JobStatus.SUCCEEDED, JobStatus.FAILED)
-_RECORD_S = 10.0  # from the job's end until its exit record is surely seen on another node
+_RECORD_S = 10.0  # from the job's end until its exit record is visible on other nodes
 
 
 class SlurmCompute(OnCluster, ComputeBackend):
@@ -73,7 +75,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
         try:
             private_file(paths.log)
             write_private(paths.script, job_script(spec).render("batch.sh.j2"))
-        except OSError as error:  # surely before Slurm had it
+        except OSError as error:  # certainly before Slurm had it
             raise disk_error(error, paths.root) from error
         with _refused_as_job(f"The script is {paths.script}."):
             return self._slurm.submit(paths.script)
@@ -81,7 +83,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
     @override
     def find(self, job_id: str, job_dir: str) -> JobHandle | None:
         own = [job for job in self._slurm.queue(_FIND_S).values() if is_job(job, job_id)]
-        if own:  # of several it is the last that has not ended
+        if own:  # of several, the last one that has not ended
             own.sort(key=lambda job: not job.over)
             return _handle(job_id, job_dir, own[-1].id)
         for step in self._slurm.steps(_FIND_S).values():
@@ -116,7 +118,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
         try:
             jobs = self._jobs(left, records)
         except PlatformError as error:
-            _log.warning("%d jobs cannot be asked for: %s", len(left), error.message)
+            _log.warning("the states of %d jobs are not known: %s", len(left), error.message)
             return found
         until = self._clock.monotonic() + _RECORD_S
         for handle in left:
@@ -127,8 +129,8 @@ class SlurmCompute(OnCluster, ComputeBackend):
     def _jobs(
         self, handles: Sequence[JobHandle], records: Mapping[str, ExitRecord | None]
     ) -> dict[str, SlurmJob]:
-        """What Slurm has of them, by our ids. Of one that has left a record a look from before
-        would show that it runs.
+        """Slurm's record of these jobs, by our ids. For a job that has left an exit record a fresh
+        snapshot is taken, because an older one would show it as running.
         """
         seen = self._owned(handles)
         ended = [one for one in handles if records[one.job_id] is not None]
@@ -167,9 +169,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
         """
         if not self._goes_on(handle):
             return
-        write_private(
-            cancelled_word(JobPaths(Path(handle.job_dir))), ""
-        )  # no other run of it begins
+        write_private(cancelled_word(JobPaths(Path(handle.job_dir))), "")  # prevents a next run
         for within_s in (grace_s, _RECORD_S):
             self._slurm.cancel(_ids(handle), signal="TERM")
             if self._ends(handle, within_s):
@@ -182,7 +182,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
                     hint="Its node may be slow to let go; see `squeue`, then cancel it again.",
                 )
         ended = read_exit(Path(handle.exit_path))
-        if ended is None or ended.time_limit:  # it had not begun, or not its next run
+        if ended is None or ended.time_limit:  # it had not started, or not its next run
             number = signal.SIGTERM
             now = utc_now()
             ended = ExitRecord(code=None, signal=number, started_at=now, ended_at=now)
@@ -194,7 +194,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
 
     def _ends(self, handle: JobHandle, within_s: float) -> bool:
         job = self._owned([handle]).get(handle.job_id)
-        if job is not None and job.waiting:  # nothing runs that could be told to end
+        if job is not None and job.waiting:  # nothing runs that could receive a signal
             self._slurm.cancel(_ids(handle))
 
         def over() -> bool:
@@ -206,8 +206,8 @@ class SlurmCompute(OnCluster, ComputeBackend):
     def _judged(
         self, handle: JobHandle, ended: ExitRecord | None, job: SlurmJob | None, until: float
     ) -> JobStatus:
-        """What became of a job that has no record of its end, or none that tells all: Slurm's word
-        holds, by its state or in the job's log, where it says more than that the job is over.
+        """How a job ended that left no exit record, or not a complete one: Slurm's state, or its
+        message in the job's log, decides where it says more than that the job is over.
         """
         if job is not None and not job.over and (ended is None or not self._settled(ended, job)):
             return job_status(job)
@@ -230,18 +230,20 @@ class SlurmCompute(OnCluster, ComputeBackend):
         return JobStatus.FAILED if ended is None else ended.status
 
     def _settled(self, ended: ExitRecord, job: SlurmJob) -> bool:
-        """Whether a job that Slurm does not have as over is judged without its last word: a program
-        ends before its job does, and only then is the job's state the cause of its end.
+        """Whether a job is judged although Slurm does not report it as over: a program ends before
+        its job does, and only then is the job's state the cause of its end.
         """
         if (ended.stopped or ended.time_limit) and job.runs_on and "." not in job.id:
-            return False  # it runs once more
+            return False  # it runs again
         age_s = self._clock.time() - ended.ended_at.timestamp()
         return not job.waiting and abs(age_s) >= _COMPLETES_S  # or clocks differ
 
 
 @contextlib.contextmanager
 def _refused_as_job(script: str = "") -> Iterator[None]:
-    """What Slurm refuses of a job names the job's flags, not the swarm's keys."""
+    """Slurm's refusal of a job, with advice that names the job's flags instead of the swarm's
+    keys.
+    """
     try:
         yield
     except SubmitRejected as error:
@@ -250,13 +252,13 @@ def _refused_as_job(script: str = "") -> Iterator[None]:
 
 
 def _why_waiting(job: SlurmJob) -> str:
-    why = told(job.reason or job.state, job.id, OF_JOB)
+    why = explained(job.reason or job.state, job.id, OF_JOB)
     return f"Slurm will not run it ({why})" if job.hopeless else f"waits in the queue ({why})"
 
 
 def cause_so_far(paths: JobPaths, slurm_id: str) -> JobStatus | None:
-    """Why Slurm is ending a job, asked from within the job, which is not over yet; None: it does
-    not say. `slurm_id`: of the job, or of the allocation that the step is in. Raises nothing.
+    """Why Slurm is ending a job, asked from within the job before it is over; None: it does not
+    say. `slurm_id` is that of the job, or of the allocation that the step is in. Raises nothing.
     """
     if _killed_for_memory(paths):
         return JobStatus.OUT_OF_MEMORY
@@ -270,8 +272,8 @@ def cause_so_far(paths: JobPaths, slurm_id: str) -> JobStatus | None:
 
 
 def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
-    """The job as Slurm has it. An allocation that was requeued numbers its steps anew: one of the
-    same number may be another job's.
+    """The job in Slurm's records. An allocation that was requeued numbers its steps anew, so a step
+    of the same number may be another job's.
     """
     known = [
         jobs[one]
@@ -282,7 +284,8 @@ def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
 
 
 def _killed_for_memory(paths: JobPaths) -> bool:
-    """Whether Slurm wrote to the job's own output that it was killed for its memory.
+    """Whether Slurm wrote to the job's output that it was killed for its memory. Without cgroups
+    that is its only sign: the state is FAILED. A step has no state once it is over.
 
     Without cgroups that is all it tells: the state is FAILED. A step has no state once it is over.
     """
@@ -290,8 +293,8 @@ def _killed_for_memory(paths: JobPaths) -> bool:
 
 
 def _is_step(spec: ComputeSpec) -> bool:
-    """Attached jobs share the endpoint's allocation, unless they ask to be mailed about: Slurm
-    mails about jobs only.
+    """Whether the job is a step. Attached jobs share the endpoint's allocation, unless they use
+    `--mail-user`: Slurm sends mail about jobs only.
     """
     asked = spec.resources
     if asked.placement is None:
@@ -304,7 +307,7 @@ def _is_step(spec: ComputeSpec) -> bool:
 
 
 def _ids(handle: JobHandle) -> tuple[str, ...]:
-    """What Slurm knows it by: several numbers where it has had successors."""
+    """The job's ids in Slurm: several, if it had successors."""
     step = "" if handle.step is None else f".{handle.step}"
     return slurm_ids(Path(handle.job_dir), f"{handle.platform_id}{step}")
 

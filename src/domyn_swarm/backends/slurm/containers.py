@@ -1,6 +1,7 @@
-"""The command of a replica inside its container. Pure but for names of variables that are set.
+"""The command of a replica inside its container. Pure but for reading which variables are set.
 
-The watchdog is one file of standard library that runs on any Python from 3.8 on: the image's.
+The watchdog is one file that needs only the standard library of Python 3.8, so the image's Python
+runs it.
 """
 
 from __future__ import annotations
@@ -15,32 +16,32 @@ from domyn_swarm.errors import ConfigError
 from domyn_swarm.paths import SwarmPaths
 
 IMAGE_PYTHON = "python3"
-# Enroot takes no variable in by itself; the engine's own are in the watchdog's spec.
+# Enroot passes no variable in by default; the engine's own are in the watchdog's spec.
 _TAKEN_IN = ("CUDA_VISIBLE_DEVICES", "DOMYN_SWARM_NODE_PORT", "HF_HOME", "HF_TOKEN", "TMPDIR")
-_ALONE = "PYTHONNOUSERSITE"  # else Python finds ~/.local in there, where home is mounted
-# They name what is the node's: its Pythons, what conda and modules have set up. What an engine is
-# to have of these is in the swarm's `env`.
+_ALONE = "PYTHONNOUSERSITE"  # else Python uses ~/.local where home is mounted
+# Variables of the node: its Pythons, the settings of conda and modules. Those that an engine needs
+# are set in the swarm's `env`.
 _STAY_OUT = re.compile(r"PYTHON\w+|VIRTUAL_ENV\w*|_?CONDA_\w+|BASH_ENV|CUDA_(?:HOME|PATH|ROOT)")
 
 
 LIFELINE = "lifeline"
-"""The last word of a command of ours that is to end when its input does."""
+"""-"""
 
 
 def loses_signals(plan: TaskPlan) -> bool:
-    """Whether a program inside is not told of the death of whoever started it: the kernel forgets
-    that for a setuid program, which starts these containers on some sites. Where Slurm does not
-    track processes by control groups, nobody else would end it.
+    """Whether a program inside does not receive the signal at its parent's death: the kernel clears
+    that setting for setuid programs, which some sites use to start containers. Where Slurm does not
+    track processes by cgroups, the program would outlive the task.
     """
     return plan.container in ("apptainer", "singularity")
 
 
 def inside(plan: TaskPlan, program: Sequence[str], paths: SwarmPaths) -> list[str]:
-    """The command that runs a Python program where the engine lives. The swarm's folder, and a
-    model that is a folder, are the same in there.
+    """The command that runs a Python program where the engine is installed. The swarm's folder, and
+    a model that is a folder, have the same paths inside.
 
     Raises:
-        ConfigError: the container needs an image and there is none.
+        ConfigError: the container needs an image and none is configured.
     """
     if plan.container == "none":
         return [sys.executable, *program]
@@ -79,7 +80,7 @@ def _contained(plan: TaskPlan, program: Sequence[str], paths: SwarmPaths) -> lis
 
 def whole_share() -> list[str]:
     """Options of an `srun` within a task: all CPUs that the task has on a node, and the task's
-    environment, whatever sbatch was told to take along.
+    environment, whatever sbatch exported.
     """
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     return ["--overlap", "--export=ALL", *([f"--cpus-per-task={cpus}"] if cpus else [])]

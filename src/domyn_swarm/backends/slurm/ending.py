@@ -1,5 +1,5 @@
-"""Ends what Slurm has of a swarm, and makes sure of it; and what the rules by which things end and
-come back ask of Slurm: a queue and a few orders.
+"""Ends all jobs that Slurm has of a swarm and verifies it; and the protocol of the scheduler on
+which the rules of ending and recovery depend.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from domyn_swarm.probing import Clock, comes_true
 
 
 class WouldTake(NamedTuple):
-    """What Slurm says of a script that it would take."""
+    """The result of a test submission that Slurm would accept."""
 
-    said: str  # when and where it would run, or why it waits
+    said: str  # when and where it would run, or why it would wait
     warnings: tuple[str, ...] = ()
-    away: int = 0  # nodes that are drained or down, without which it has to wait
+    away: int = 0  # nodes that are drained or down, for which it would have to wait
 
 
 class Scheduler(Protocol):
-    """The queue of one user. Every call raises `CommandMissing` or `PlatformUnavailable` while the
-    scheduler cannot be asked.
+    """The queue of one user. Every method raises `CommandMissing` or `PlatformUnavailable` while
+    the scheduler cannot be asked.
     """
 
     def cluster(self) -> str:
@@ -81,13 +81,13 @@ class Scheduler(Protocol):
 
 
 _JOB_GRACE_S = 30.0
-_END_S = 90.0  # from scancel until nothing runs: KillWait (30 s as a rule), and some nodes are slow
+_END_S = 90.0  # from scancel until nothing runs: KillWait (usually 30 s), slow nodes
 _LOOK_S = 1.0
 
 
 class Ending:
-    """Of one swarm. `known` are ids that were recorded for it, by kind, should a site have taken
-    the tag from its jobs.
+    """Ends one swarm. `known` are ids that were recorded for it, by kind, for sites that remove the
+    tag from jobs.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Ending:
         Raises:
             PlatformError: something still runs.
         """
-        self._slurm.expect_change()  # what another process began a moment ago is to end as well
+        self._slurm.expect_change()  # includes jobs that another process has just submitted
         if "job" in kinds:
             self._slurm.cancel([*self._left("job")], signal="TERM")
             self._until(lambda: not self._left("job"), _JOB_GRACE_S)
@@ -121,8 +121,8 @@ class Ending:
                 )
 
     def _none_left(self, kind: str, told: set[str]) -> bool:
-        """Whether none of a kind is left. What begins meanwhile is ended too, and what was on its
-        way back into the queue as it was told to end.
+        """Whether none of a kind is left. Jobs that start meanwhile are ended too, as are those
+        that were being requeued when they were signalled.
         """
         left = self._left(kind)
         chosen = [one for one, waits in left.items() if waits or one not in told]
@@ -132,8 +132,8 @@ class Ending:
         return not left
 
     def _left(self, kind: str) -> dict[str, bool]:
-        """What is not over of a kind, and whether it waits in the queue; jobs are also the steps
-        in the endpoint's allocation.
+        """The jobs of a kind that are not over, and whether each waits in the queue; the steps of
+        the endpoint's allocation count as jobs.
         """
         jobs = tagged(self._slurm.queue().values(), self._tag)
         found = {one.job.id: one.job for one in jobs if one.kind == kind}

@@ -1,8 +1,8 @@
-"""The endpoint: `python -m domyn_swarm.backends.slurm.endpoint_task <swarm folder>` in its job.
+"""The endpoint's job: `python -m domyn_swarm.backends.slurm.endpoint_task <swarm folder>`.
 
-Starts router and collector under the address by which nodes reach this one, and again should they
-be killed. Before the time limit it goes back into the queue: it comes back elsewhere, under the
-same swarm.
+Starts router and collector at the address by which nodes reach this one, and restarts them if they
+are killed. Before its time limit the job is requeued, and continues on another node under the same
+swarm.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 
 _log = get_logger(__name__)
 
-_JOBS_END_S = 30.0  # of the warning's minute
+_JOBS_END_S = 30.0  # of the minute between warning and limit
 _LOOK_S = 1.0
-_BUG = 1  # the exit code of a traceback
-_KILLED = 128  # exit codes above it are those of signals
+_BUG = 1  # exit code of a traceback
+_KILLED = 128  # higher exit codes are those of signals
 _RESTARTS = RestartPolicy(
     most=9, first_pause_s=1.0, longest_pause_s=60.0, progress_s=300.0
-)  # ten deaths in a row
+)  # ten failures in a row
 
 
 def main(swarm_dir: str) -> int:
@@ -43,7 +43,7 @@ def main(swarm_dir: str) -> int:
     paths = SwarmPaths(Path(swarm_dir))
     plan = read_task_plan(paths)
     job = os.environ["SLURM_JOB_ID"]
-    paths.endpoint_leaves.unlink(missing_ok=True)  # of its run before, if that was in this job
+    paths.endpoint_leaves.unlink(missing_ok=True)  # of the previous run, if it was in this job
     task: Task = Task(lambda: end_jobs(Slurm(), job, paths, cancelled=lambda: task.cancelled))
     command = [sys.executable, "-m", "domyn_swarm.backends.endpoint", str(paths.root), "slurm"]
     child = Child(command, {ADDRESS_VARIABLE: node_address()}, sys.stderr.buffer)
@@ -58,8 +58,8 @@ def main(swarm_dir: str) -> int:
 
 
 def keep_running(task: Task, child: Child, clock: Clock = time) -> int:
-    """Run the program until it ends, or died too often of a signal (perhaps for its memory) or of
-    a bug.
+    """Run the program until it ends, or has failed too often by a signal (perhaps for its memory)
+    or a bug.
     """
     restarts = RestartBudget(_RESTARTS)
     while True:
@@ -68,12 +68,12 @@ def keep_running(task: Task, child: Child, clock: Clock = time) -> int:
         code = task.wait()
         restarts.ran(clock.monotonic() - began)
         died = code == _BUG or code > _KILLED
-        pause_s = restarts.take() if died and not task.told else None
+        pause_s = restarts.take() if died and not task.signalled else None
         if pause_s is None:
             return code
-        _log.error("the endpoint died (code %d); again in %g s", code, pause_s)
+        _log.error("the endpoint failed (code %d); restarted in %g s", code, pause_s)
         task.rest(pause_s)
-        if task.told:
+        if task.signalled:
             return code
 
 
@@ -85,8 +85,8 @@ def end_jobs(
     *,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Tell the jobs in this allocation, which end with it, that their time is up, while what they
-    have in flight can still be answered; wait for them, unless the allocation is `cancelled`.
+    """Signal the jobs in this allocation, which end with it, early enough for their requests in
+    flight to be answered; wait for them, unless the allocation is `cancelled`.
     """
 
     def none_left() -> bool:
@@ -96,14 +96,16 @@ def end_jobs(
         )
 
     try:
-        write_private(paths.endpoint_leaves, endpoint)  # from now on none begins
+        write_private(paths.endpoint_leaves, endpoint)  # no job starts in it from now on
     except OSError as error:
         _log.warning("jobs may still begin in this allocation: %s", error)
     try:
         slurm.signal_steps(endpoint, "USR1")
         comes_true(none_left, within_s=_JOBS_END_S, every_s=_LOOK_S, clock=clock)
     except PlatformError as error:
-        _log.warning("jobs of this allocation were not told that it ends: %s", error.message)
+        _log.warning(
+            "jobs of this allocation could not be signalled that it ends: %s", error.message
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the nodes are told: files in the swarm's folder, written before anything is submitted."""
+"""The files in the swarm's folder that programs on the nodes read, written before anything is
+submitted.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ _EARLY_DEATHS = 2
 def write_swarm(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, scripts: LaunchScripts
 ) -> None:
-    """Everything: programs, what they are told, the two scripts."""
+    """Write everything: programs, their specs, the two batch scripts."""
     on_nodes = _for_engines(plan, ctx)
     for folder in (paths.scripts, paths.slurm_logs, paths.endpoint_log.parent):
         private_dir(folder)
@@ -55,7 +57,7 @@ def write_swarm(
 def render_scripts(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, per_task: int
 ) -> dict[str, str]:
-    """The two batch scripts, by the names of their files."""
+    """The two batch scripts, keyed by file name."""
     template = slurm_config(plan).template_path
     site = None if template is None else Path(template)
     return {
@@ -81,7 +83,7 @@ def _kept_running(
 
 
 def write_endpoint_spec(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths) -> None:
-    """What the endpoint program is told; it reads the number of replicas again and again."""
+    """Write the endpoint program's spec; it reads the number of replicas from it repeatedly."""
     spec = build_endpoint_spec(plan, ctx, paths, host="")
     write_private(paths.endpoint_spec, spec.model_dump_json(indent=2))
 
@@ -93,8 +95,8 @@ def write_watchdog_specs(
     replicas: Iterable[int],
     per_task: int,
 ) -> None:
-    """What the watchdogs of these replicas are told. One that has a node's task for itself may be
-    tried on another node.
+    """Write the specs of these replicas' watchdogs. A replica with a node's task for itself may be
+    retried on another node.
     """
     on_nodes = _for_engines(plan, ctx)
     for index in replicas:
@@ -106,7 +108,7 @@ def write_watchdog_specs(
 def watchdog_spec(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, replica: int, per_task: int
 ) -> dict[str, Any]:
-    """What the watchdog of one replica is told."""
+    """The spec of one replica's watchdog."""
     alone = per_task == 1 and plan.layout.nodes_per_replica == 1
     grace_s = plan.watchdog.kill_grace_seconds
     told = build_watchdog_spec(plan, ctx, paths, replica, host="")

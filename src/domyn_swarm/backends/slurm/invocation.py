@@ -1,4 +1,6 @@
-"""Slurm's commands as programs: with a time limit, and an environment that steers none of them."""
+"""Slurm's commands as programs: with a time limit, and in an environment that does not change their
+behaviour.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_J
 
 
 def submitting_environment() -> dict[str, str]:
-    """Ours, without the variables that change what Slurm's commands do: those of the job that we
-    may run in, and defaults of the user's that would overrule the configuration.
+    """Our environment without the variables that change what Slurm's commands do: those of the job
+    that this process may run in, and the user's defaults that would overrule the configuration.
     """
     return {
         name: value
@@ -34,11 +36,11 @@ def submitting_environment() -> dict[str, str]:
 
 
 def run(command: Sequence[str], timeout_s: float = _TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands to its end; its exit code is the caller's to judge.
+    """Run one of Slurm's commands to its end; the caller judges the exit code.
 
     Raises:
         CommandMissing: it is not installed here.
-        PlatformUnavailable: it does not end, or does not reach the controller.
+        PlatformUnavailable: it does not end in time, or does not reach the controller.
     """
     try:
         done = subprocess.run(
@@ -60,10 +62,10 @@ def run(command: Sequence[str], timeout_s: float = _TIMEOUT_S) -> subprocess.Com
 
 
 def send_signals(signal: str, jobs: Sequence[str]) -> None:
-    """Send a signal to the batch scripts of jobs and tasks, once.
+    """Send a signal once to the batch scripts of jobs and tasks.
 
-    Of an array of which other tasks wait, Slurm sends the signal, reports that it could not, and
-    scancel repeats both for a minute and a half: it is ended before it does.
+    For an array with waiting tasks, Slurm sends the signal but reports a failure, and scancel
+    repeats both for a minute and a half; it is ended before the first repeat.
 
     Raises:
         CommandMissing, PlatformUnavailable: as `run`.
@@ -87,7 +89,7 @@ def send_signals(signal: str, jobs: Sequence[str]) -> None:
     with process:
         for line in process.stderr or ():
             lines.append(line)
-            if sum(_REPEATS in one for one in lines) == len(jobs):  # each was sent
+            if sum(_REPEATS in one for one in lines) == len(jobs):  # each signal was sent
                 process.terminate()
                 break
     if not limit.is_alive():
@@ -99,7 +101,7 @@ def send_signals(signal: str, jobs: Sequence[str]) -> None:
 def last_line(text: str) -> str:
     """The last line of what a command printed, for an error."""
     lines = text.strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 def _missing(command: Sequence[str]) -> CommandMissing:

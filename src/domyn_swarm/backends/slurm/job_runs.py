@@ -1,9 +1,9 @@
-"""The runs of a job with an allocation of its own: it goes on under the same job id until its rows
-are settled, over time limits, preemptions, requeues and lost nodes.
+"""The runs of a job with its own allocation: it continues under the same job id until its rows are
+settled, through time limits, preemptions, requeues and lost nodes.
 
-Slurm runs the job's script anew, under the same number (a requeue) or another one (a successor,
-where the site forbids requeueing). Each run (`job_task`) keeps `runs.json` in the job's folder;
-readers learn from it which of Slurm's jobs are this one's.
+Slurm runs the job's script again, with the same Slurm id (a requeue) or a new one (a successor, if
+the site forbids requeueing). Each run (`job_task`) updates `runs.json` in the job's folder, from
+which readers learn the job's Slurm ids.
 """
 
 from __future__ import annotations
@@ -33,38 +33,39 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _LOOK_S = 0.2
-# Short runs without a settled row, in a row; a longer one had something to wait for.
+# Consecutive short runs without a settled row; a longer run had something to wait for.
 _FRUITLESS = RestartPolicy(most=3, progress_s=600.0)
 Over = Literal["settled", "cancelled", "stop_after", "fruitless"]
 
 
 @dataclass(frozen=True)
 class JobRuns:
-    """What `runs.json` says. Times are in seconds since the epoch."""
+    """The contents of `runs.json`. Times are in seconds since the epoch."""
 
     number: int  # of the run that began last
-    slurm_ids: tuple[str, ...]  # of all runs, those to come included; the last one counts
+    # of all runs, the requested next one included; the last one is current
+    slurm_ids: tuple[str, ...]
     first_began_at: float
     began_at: float
-    log_from: int = 0  # where the last run's part of the job's log begins, in bytes
-    fruitless: int = 0  # short runs without a settled row, in a row, before the last run
-    over: Over | None = None  # why the last run was not to begin
-    reason: str | None = None  # the same in words
+    log_from: int = 0  # byte offset in the job's log at which the last run's part begins
+    fruitless: int = 0  # consecutive short runs without a settled row, before the last run
+    over: Over | None = None  # why the last run was refused
+    reason: str | None = None  # the same as a sentence
 
     @classmethod
     def read(cls, paths: JobPaths) -> JobRuns | None:
-        """What is known of a job's runs; None: it has not begun, or is not one that goes on."""
+        """The recorded runs; None: the job has not started, or is not one that continues."""
         try:
             found = dict(json.loads(paths.runs.read_text("utf-8")))
             return cls(**{**found, "slurm_ids": tuple(found["slurm_ids"])})
-        except (OSError, ValueError, TypeError, KeyError):  # not there, or of another version
+        except (OSError, ValueError, TypeError, KeyError):  # missing, or of another version
             return None
 
     def write(self, paths: JobPaths) -> None:
-        """Keep it.
+        """Write the file.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: it cannot be written.
         """
         write_private(paths.runs, json.dumps(asdict(self)))
 
@@ -74,32 +75,32 @@ class JobRuns:
         return datetime.fromtimestamp(self.first_began_at, UTC)
 
     def left_s(self, stop_after_s: float | None, now: float) -> float:
-        """How long the job may go on."""
+        """Seconds for which the job may continue."""
         return math.inf if stop_after_s is None else self.first_began_at + stop_after_s - now
 
 
 def cancelled_word(paths: JobPaths) -> Path:
-    """Left by whoever cancels the job: no other run of it begins."""
+    """Path of the file that `cancel` writes: it prevents a next run."""
     return paths.runs.with_name("cancelled")
 
 
 def next_script(paths: JobPaths) -> Path:
-    """The batch script of the next run of a job that is a step; others have theirs."""
+    """The batch script of the next run of a job that is a step; other jobs resubmit their own."""
     return paths.runs.with_name("next_run.sh")
 
 
 def begin_run(paths: JobPaths, slurm_id: str, stop_after_s: float | None, now: float) -> JobRuns:
-    """Write down that a run begins, and whether it is to: `over` says why not. How the run before
-    it went is read from what that left.
+    """Record that a run begins, and whether it may; `over` says why not. How the previous run went
+    is read from the files it left.
 
     Args:
         paths: of the job.
-        slurm_id: Slurm's number of this run.
-        stop_after_s: how long after the begin of the first run none begins any more.
+        slurm_id: Slurm's id of this run.
+        stop_after_s: no run begins later than this after the first one.
         now: in seconds since the epoch.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: it cannot be written.
     """
     before = JobRuns.read(paths)
     fruitless = before is not None and _settled_nothing(before, paths)
@@ -114,8 +115,8 @@ def begin_run(paths: JobPaths, slurm_id: str, stop_after_s: float | None, now: f
 
 
 def following(before: JobRuns | None, slurm_id: str, now: float, *, fruitless: bool) -> JobRuns:
-    """A run that begins now, after those before it; `fruitless`: the last one was short and settled
-    no row.
+    """A run that begins now, after the earlier ones. `fruitless`: the last run was short and
+    settled no row.
     """
     if before is None:
         return JobRuns(1, (slurm_id,), now, now)
@@ -130,14 +131,14 @@ def following(before: JobRuns | None, slurm_id: str, now: float, *, fruitless: b
 
 
 def was_fruitless(settled: int, lived_s: float) -> bool:
-    """Whether a run that settled so many rows was short, and settled none."""
+    """Whether a run that settled so many rows was short and settled none."""
     return settled == 0 and not _FRUITLESS.is_progress(lived_s)
 
 
 def why_over(
     runs: JobRuns, stop_after_s: float | None, now: float, *, settled: bool, cancelled: bool
 ) -> tuple[Over | None, str | None]:
-    """Why a run that would begin now is not to, with words where there is more to say."""
+    """Why a run that would begin now is refused, with a sentence if there is more to say."""
     if settled:
         return "settled", None
     if cancelled:
@@ -153,12 +154,12 @@ def why_over(
 
 
 def _settled_nothing(run: JobRuns, paths: JobPaths) -> bool:
-    """Whether a run was short and settled no row, by what it wrote last."""
+    """Whether a run was short and settled no row, by its last progress file."""
     progress, ended = _read(paths.progress), _read(paths.exit)
     updated = _epoch(progress.get("updated_at"))
     lived_s = max(updated, _epoch(ended.get("ended_at"))) - run.began_at
     settled = 0
-    if updated > run.began_at:  # else it is an earlier run's
+    if updated > run.began_at:  # else written by an earlier run
         settled = progress.get("run_answered", 0) + progress.get("run_failed", 0)
     return was_fruitless(settled, lived_s)
 
@@ -175,7 +176,9 @@ def _epoch(text: str | None) -> float:
 
 
 class NextRun(Returning):
-    """Has a job whose run has ended run once more, unless it is ended for good meanwhile."""
+    """Requests a further run for a job whose run has ended, unless the job is ended permanently
+    meanwhile.
+    """
 
     def __init__(
         self,
@@ -186,8 +189,9 @@ class NextRun(Returning):
         slurm: Scheduler | None = None,
         clock: Clock = time,
     ) -> None:
-        """`stopped` says whether this process was told to end."""
-        from domyn_swarm.backends.slurm.commands import Slurm  # readers of `runs.json` ask nobody
+        """`stopped` returns whether this process received a signal to end."""
+        # here: readers of `runs.json` ask no scheduler
+        from domyn_swarm.backends.slurm.commands import Slurm
 
         self._paths = paths
         self._runs = runs
@@ -206,12 +210,12 @@ class NextRun(Returning):
 
     @override
     def rest(self, seconds: float) -> None:
-        """Do nothing for so long, or until somebody ends the job."""
+        """Wait for so long, or until the job is ended."""
         comes_true(lambda: not self.goes_back, within_s=seconds, every_s=_LOOK_S, clock=self._clock)
 
     def ask(self, *, by_requeue: bool) -> bool:
-        """Put the job back into the queue, or submit its successor; whether there is a next run.
-        While the controller does not answer, it is asked until this job is ended.
+        """Requeue the job or submit its successor; return whether there is a next run. While the
+        controller does not answer, the request is repeated until this job is ended.
         """
         from domyn_swarm.backends.slurm.task import come_back
 
@@ -221,7 +225,7 @@ class NextRun(Returning):
         )
 
     def _succeed(self) -> None:
-        """Submit the script again, unless a submission that gave no answer was taken."""
+        """Submit the script again, unless an unanswered submission turns out to be in the queue."""
         from domyn_swarm.backends.slurm.queue import is_job
 
         queue = self._slurm.queue(at_most_s=0.0).values()
@@ -230,22 +234,22 @@ class NextRun(Returning):
         script = next_script(self._paths)  # of a job that is a step
         script = script if script.exists() else self._paths.script
         successor = taken[-1] if taken else self._slurm.submit(script)
-        _log.info("it goes on as Slurm's job %s", successor)
+        _log.info("it continues as Slurm's job %s", successor)
         ids = (*self._runs.slurm_ids, successor)
         replace(self._runs, slurm_ids=ids).write(self._paths)
-        if not self.goes_back:  # whoever ended it meanwhile did not know of it
+        if not self.goes_back:  # a cancel in between did not know of it
             self._slurm.cancel([successor])
 
 
 def slurm_ids(job_dir: Path, first: str) -> tuple[str, ...]:
-    """Slurm's numbers of a job's runs, the last one at the end; `first`: that of its submission.
-    A run that was a step has the number of one.
+    """The Slurm ids of a job's runs, the current one last; `first` is that of its submission. A run
+    that was a step has the id of a step.
     """
     runs = JobRuns.read(JobPaths(job_dir))
     return (first,) if runs is None else runs.slurm_ids
 
 
 def last_words(paths: JobPaths) -> str:
-    """The end of a job's log, of its last run."""
+    """The end of a job's log, without the parts of earlier runs."""
     runs = JobRuns.read(paths)
     return read_tail(paths.log, 0 if runs is None else runs.log_from)

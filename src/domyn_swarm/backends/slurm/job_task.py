@@ -1,11 +1,11 @@
-"""A run of a job that goes on by itself, in its Slurm job: the batch script's program.
+"""A run of a job that continues by itself, in its Slurm job: the batch script's program.
 
     python -m domyn_swarm.backends.slurm.job_task SPEC -- PROGRAM [ARG …]
 
 SPEC is `JobTask` as JSON. Runs the program as `exit_wrapper` does. When Slurm warns of the time
-limit, the program ends with all on disk, and the job goes back into the queue, or has a successor.
-An earlier run may have left a record of its end: that of a job which has come to its end stays, any
-other makes room for this run's.
+limit, the program ends with everything on disk, and the job is requeued or gets a successor. An
+exit record of an earlier run is kept if the job has come to its end; otherwise it is replaced by
+this run's.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _TOLD_TO_END = (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGKILL)
 
 @dataclass(frozen=True)
 class JobTask:
-    """What a run is told."""
+    """The settings of a run."""
 
     job_dir: str
     cwd: str
-    requeue: bool  # whether the job may go back into the queue; else it has successors
-    step: bool = False  # of the endpoint's job: its next run has an allocation of its own
-    warned_s: float = 0.0  # how long before the time limit Slurm warns; 0: there is none
-    limit_s: float = 0.0  # of one run; 0: Slurm's alone
-    stop_after_s: float | None = None  # from the first run's begin until the job ends
+    requeue: bool  # whether the job may be requeued; else it has successors
+    step: bool = False  # a step of the endpoint's job: its next run has its own allocation
+    warned_s: float = 0.0  # seconds before the time limit at which Slurm warns; 0: no warning
+    limit_s: float = 0.0  # of one run; 0: Slurm's limit only
+    stop_after_s: float | None = None  # seconds from the first run's begin after which the job ends
 
     def argv(self, python: str, program: Sequence[str]) -> list[str]:
-        """The command that runs a program so."""
+        """The command that runs a program under this task."""
         task = json.dumps(asdict(self))
         return [python, "-m", "domyn_swarm.backends.slurm.job_task", task, "--", *program]
 
     def run(self, program: Sequence[str], umask: int) -> int:
-        """To the end of this run; the job has another one, or ends with it. The exit code."""
+        """Run the program; then the job has another run, or ends. Returns the exit code."""
         paths, slurm_id = JobPaths(Path(self.job_dir)), self._slurm_id()
         running = ProgramRun(paths, self.warned_s)
         runs = begin_run(paths, slurm_id, self.stop_after_s, time.time())
@@ -61,7 +61,7 @@ class JobTask:
         left_s = runs.left_s(self.stop_after_s, time.time())
         limit_s = min(self.limit_s or math.inf, left_s)
         code = running.run(self.cwd, program, umask, 0.0 if limit_s == math.inf else limit_s)
-        if running.stopped and running.timed_out:  # who stops a job that would go on means it
+        if running.stopped and running.timed_out:  # a job that would continue is stopped on purpose
             running.record(code, timed_out=False)
         if self._goes_on(code, runs, running):
             return code
@@ -73,8 +73,8 @@ class JobTask:
         return f"{job}.{os.environ['SLURM_STEP_ID']}" if self.step else job
 
     def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun) -> bool:
-        """Have the job run once more, if its time limit alone ended this run, or that of the
-        endpoint whose step it is; whether it does.
+        """Request another run of the job, if only its time limit, or that of the endpoint's job
+        whose step it is, ended this one; return whether there is one.
         """
         paths = JobPaths(Path(self.job_dir))
         up = running.warned if self.step else running.timed_out
@@ -91,7 +91,7 @@ class JobTask:
 
 def _end_at_once(runs: JobRuns, running: ProgramRun, paths: JobPaths) -> int:
     """Record that the job is over, before anything runs."""
-    _log.warning("the job does not go on: %s", runs.reason or runs.over)
+    _log.warning("the job does not continue: %s", runs.reason or runs.over)
     if runs.over == "settled":
         return 0
     code = JobError.exit_code if runs.over == "fruitless" else 128 + signal.SIGTERM
@@ -101,7 +101,7 @@ def _end_at_once(runs: JobRuns, running: ProgramRun, paths: JobPaths) -> int:
 
 
 def main(arguments: Sequence[str], umask: int) -> int:
-    """One run of the job; the exit code of its program, 128 + the number for a signal."""
+    """Run the job once; return the exit code of its program, or 128 + the number of a signal."""
     configure("INFO")
     task, separator, *program = arguments
     if separator != "--" or not program:

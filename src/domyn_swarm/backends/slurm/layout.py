@@ -1,4 +1,4 @@
-"""From a plan to the scripts of its jobs. Pure: no command is run, no file written."""
+"""From a plan to the scripts of its jobs. Pure: runs no command and writes no file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from domyn_swarm.config.preamble import asks_for_gpus, without_gpus
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
-_ENDPOINT_WARNING_S = 60  # before its time limit the endpoint goes back into the queue
+_ENDPOINT_WARNING_S = 60  # seconds before its time limit at which the endpoint is requeued
 REHEARSAL = "domyn-swarm-rehearsal"
 REHEARSAL_COMMENT = comment_of("-", "rehearsal")
 _REHEARSAL_MINUTES = 2
 _STEP_WARNING_S = 40  # of the minute before an endpoint's limit; see `endpoint_task.end_jobs`
-_JOB_WARNING_S = 120  # and a job is told to finish; short ones later
+_JOB_WARNING_S = 120  # and a job is signalled to finish; short ones later
 _SERVING_MAIL = "FAIL,REQUEUE,TIME_LIMIT"
-_REPLICA_MAIL = f"{_SERVING_MAIL},ARRAY_TASKS"  # of each task, not of the array as a whole
+# mail about each task, not about the array as a whole
+_REPLICA_MAIL = f"{_SERVING_MAIL},ARRAY_TASKS"
 
 
 def slurm_config(plan: DeploymentPlan) -> SlurmConfig:
@@ -40,23 +41,23 @@ def slurm_config(plan: DeploymentPlan) -> SlurmConfig:
 
 
 def interpreter(config: SlurmConfig, submitting: str) -> str:
-    """The Python that our programs run with on the nodes."""
+    """The Python that runs our programs on the nodes."""
     return submitting if config.venv_path is None else str(Path(config.venv_path) / "bin/python")
 
 
 def container_program(config: SlurmConfig) -> str | None:
-    """The program that runs the image; None: the engine is the node's own."""
+    """The program that runs the image; None: the engine is installed on the node."""
     return None if config.container in (None, "none") else config.container
 
 
 def engine_python(config: SlurmConfig, submitting: str) -> str:
-    """The Python that engines run with: the image's, or that of our programs."""
+    """The Python that runs engines: the image's, or that of our programs."""
     return IMAGE_PYTHON if container_program(config) else interpreter(config, submitting)
 
 
 def replicas_per_task(plan: DeploymentPlan, *, whole_nodes: bool) -> int:
-    """How many replicas share a task of the array: one, as Slurm packs nodes best; or as many as
-    fit a node, where only whole nodes are given or wished for.
+    """How many replicas share a task of the array: one, because Slurm then packs nodes best; or as
+    many as fit a node, if only whole nodes are given or wanted.
     """
     layout, packing = plan.layout, slurm_config(plan).packing
     packed = packing == "node" or (packing == "auto" and (whole_nodes or _bound_by_nobody(plan)))
@@ -66,26 +67,30 @@ def replicas_per_task(plan: DeploymentPlan, *, whole_nodes: bool) -> int:
 
 
 def _bound_by_nobody(plan: DeploymentPlan) -> bool:
-    """Whether Slurm gives no task GPUs of its own, so that those of a node must be one task's."""
+    """Whether Slurm binds no GPUs to a task, so that one task must have all GPUs of a node."""
     config = slurm_config(plan)
     unasked = config.gres == "none" and not any(map(asks_for_gpus, config.preamble))
     return unasked and plan.layout.gpus_per_replica > 0
 
 
 def drain_window_s(config: SlurmConfig, limit_s: float) -> int:
-    """How long before the end of its time a replica takes no more requests; 0: it has no limit."""
+    """Seconds before the end of its time at which a replica stops accepting requests; 0: it has no
+    limit.
+    """
     return config.drain_before_end_s if limit_s != math.inf else 0
 
 
 def job_warning_s(limit_s: float) -> int | None:
-    """How long before the end of its time a job is told to finish; None: it has no limit."""
+    """Seconds before the end of its time at which a job is signalled to finish; None: it has no
+    limit.
+    """
     return None if limit_s == math.inf else min(_JOB_WARNING_S, round(limit_s / 4))
 
 
 def replica_script(
     plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths, per_task: int
 ) -> BatchScript:
-    """The array: its tasks are scheduled one by one."""
+    """The array; its tasks are scheduled one by one."""
     config, layout = slurm_config(plan), plan.layout
     tasks = math.ceil(layout.replicas / per_task)
     python = interpreter(config, ctx.interpreter)
@@ -121,7 +126,7 @@ def replica_script(
 
 
 def _whole_nodes(plan: DeploymentPlan, per_task: int) -> bool:
-    """Whether a task shares its nodes with nobody."""
+    """Whether a task has its nodes for itself."""
     alone = slurm_config(plan).packing != "replica" and _bound_by_nobody(plan)
     return per_task > 1 or alone
 
@@ -140,7 +145,7 @@ def _replica_size(plan: DeploymentPlan, per_task: int) -> dict[str, str | int | 
 
 
 def _gres(config: SlurmConfig, gpus: int) -> str | None:
-    """What `--gres` asks for so many GPUs, in the site's way; None: it is not written."""
+    """The value of `--gres` for so many GPUs, in the site's form; None: the option is left out."""
     return None if config.gres == "none" else config.gres.replace("{n}", str(gpus))
 
 
@@ -149,7 +154,7 @@ def _requeue(config: SlurmConfig) -> str:
 
 
 def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPaths) -> BatchScript:
-    """The small job that holds router and collector; it takes no GPU."""
+    """The small job that runs router and collector; it needs no GPU."""
     config = slurm_config(plan)
     own = config.endpoint
     wall_time = own.wall_time or config.time_limit
@@ -183,7 +188,9 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
 
 
 def step_script(spec: ComputeSpec) -> BatchScript:
-    """What a job runs that shares the endpoint's allocation: an environment, then its program."""
+    """The script of a job that shares the endpoint's allocation: an environment, then its
+    program.
+    """
     config = SlurmConfig.model_validate(spec.platform_options)
     return BatchScript(
         name=job_name(spec.job_id),
@@ -199,7 +206,7 @@ def step_script(spec: ComputeSpec) -> BatchScript:
 
 
 def _wrapped(config: SlurmConfig, spec: ComputeSpec) -> list[str]:
-    """The job's program under the exit wrapper, with the nodes' interpreter."""
+    """The job's program under the exit wrapper, run by the nodes' interpreter."""
     python, program = _on_nodes(config, spec)
     return exit_wrapper(python, spec, program)
 
@@ -207,7 +214,7 @@ def _wrapped(config: SlurmConfig, spec: ComputeSpec) -> list[str]:
 def _going_on(
     config: SlurmConfig, spec: ComputeSpec, warned_s: float | None, *, step: bool = False
 ) -> list[str]:
-    """The program of a job that runs as often as it takes."""
+    """The program of a job that is run again until its rows are settled."""
     python, program = _on_nodes(config, spec)
     task = JobTask(
         job_dir=spec.job_dir,
@@ -229,7 +236,7 @@ def _on_nodes(config: SlurmConfig, spec: ComputeSpec) -> tuple[str, list[str]]:
 
 
 def job_script(spec: ComputeSpec) -> BatchScript:
-    """A job of its own, that survives logout and needs no GPU."""
+    """A job with its own allocation, which survives a logout and needs no GPU."""
     config = SlurmConfig.model_validate(spec.platform_options)
     own, paths = config.endpoint, JobPaths(Path(spec.job_dir))
     asked = spec.resources
@@ -266,8 +273,8 @@ def job_script(spec: ComputeSpec) -> BatchScript:
 
 
 def _foreign(config: SlurmConfig, *, of_job: bool = False) -> tuple[str, ...]:
-    """What of the shell and of modules is not for the Python of `venv_path`. A job's own code may
-    be on PYTHONPATH.
+    """Variables of the shell and of modules that must not reach the Python of `venv_path`. A job's
+    own code may be on PYTHONPATH.
     """
     if config.venv_path is None:
         return ()
@@ -282,8 +289,8 @@ def _comment(config: SlurmConfig, tag: str, what: str) -> str:
 def rehearsal_script(
     plan: DeploymentPlan, ctx: DeploymentContext, folder: Path, *, gpus: bool
 ) -> BatchScript:
-    """What replicas are given, but for their size and time, for `node_report` in a folder. `gpus`:
-    those of a replica as well.
+    """A job with the replicas' resources, but a smaller size and time, that runs `node_report` in a
+    folder. `gpus`: whether it also has a replica's GPUs.
     """
     config = slurm_config(plan)
     with_gpus = gpus and bool(plan.resources.gpus)
@@ -314,7 +321,9 @@ def rehearsal_script(
 
 
 def _preamble(config: SlurmConfig) -> tuple[str, ...]:
-    """What a site asks for in the replicas' partition, for what else runs there without a GPU."""
+    """The site's preamble for the replicas' partition, for other jobs that run there without
+    a GPU.
+    """
     if config.endpoint.partition is not None:
         return ()
     return without_gpus(config.preamble)
@@ -325,5 +334,5 @@ def _mail(user: str | None, kinds: str) -> dict[str, str | None]:
 
 
 def _pattern(folder: Path, name: str) -> Path:
-    """A file name with Slurm's patterns, in a folder whose own `%` are none."""
+    """A file name with Slurm's patterns, in a folder whose own `%` are escaped."""
     return Path(str(folder).replace("%", "%%")) / name

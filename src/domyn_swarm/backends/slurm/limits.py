@@ -1,6 +1,6 @@
-"""What a site's limits let a swarm have: of partitions, QoS and accounts. Pure.
+"""What the limits of partitions, QoS and accounts allow a swarm. Pure.
 
-`sbatch --test-only` looks at few of them; a job beyond one is taken, and waits for ever.
+`sbatch --test-only` checks few of them; a job beyond one is accepted, and waits for ever.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASSOCIATION_FIELDS = (
 )
 ACCOUNT_FIELDS = ("Account", "ParentName", "GrpTRES", "GrpJobs", "GrpSubmit")
 _TRES = ("MaxTRES", "MaxTRESPerNode", "MinTRES", "MaxTRESPU", "GrpTRES")
-_SAME = {"MaxJobs": "MaxJobsPU", "MaxSubmit": "MaxSubmitPU"}  # of an association: of a QoS
+_SAME = {"MaxJobs": "MaxJobsPU", "MaxSubmit": "MaxSubmitPU"}  # an association's name: a QoS's name
 _NO_LIMITS = ("Name", "Account", "ParentName", "Partition", "DefaultQOS", "Flags")
 _FACTOR = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "": 1.0}
 _UNLIMITED = ("", "UNLIMITED", "INFINITE", "NONE", "-1")
@@ -31,13 +31,13 @@ _UNLIMITED = ("", "UNLIMITED", "INFINITE", "NONE", "-1")
 
 @dataclass(frozen=True)
 class Request:
-    """What one job asks for. `most`: how many such jobs there are to be; `least`: without so many
-    of them the swarm does not serve.
+    """The resources that one job asks for. `most`: how many such jobs there will be; `least`: the
+    number without which the swarm does not serve.
     """
 
-    what: str  # a replica, the endpoint
+    what: str  # in words: a replica, the endpoint
     tres: Mapping[str, float]  # cpu, mem (MB), node, gres/gpu
-    keys: Mapping[str, str]  # of the configuration, by what they ask for; `wall` too
+    keys: Mapping[str, str]  # keys of the configuration, by what they ask for; `wall` too
     wall_s: float
     most: int = 1
     least: int = 1
@@ -45,23 +45,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one QoS, one account or one partition; what is not limited is left out."""
+    """The limits of one QoS, account or partition; what is not limited is left out."""
 
-    name: str  # as it is said: "the QoS x"
-    key: str = "backend.qos"  # of the configuration, that chooses others
+    name: str  # in messages: "the QoS x"
+    key: str = "backend.qos"  # the key of the configuration that chooses another
     job: Mapping[str, float] = field(default_factory=dict)
     node: Mapping[str, float] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
-    shared: Sequence[Mapping[str, float]] = ()  # by all jobs of the user, or of the account
+    shared: Sequence[Mapping[str, float]] = ()  # of all jobs of the user, or of the account
     wall_s: float | None = None
-    jobs: float | None = None  # that run at a time
+    jobs: float | None = None  # running at a time
     submitted: float | None = None
-    over_partition: bool = False  # the partition's longest time does not hold with it
+    over_partition: bool = False  # the partition's longest time does not apply with it
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a limit does to a swarm: `never` that it serves, or only that not all of it runs."""
+    """What a limit does to a swarm: it `never` serves, or only a part of it runs."""
 
     never: bool
     words: str
@@ -69,7 +69,7 @@ class Finding:
 
 
 def tres(text: str) -> dict[str, float]:
-    """Slurm's list of resources, such as `cpu=4,gres/gpu=2,mem=8G`; memory in MB."""
+    """The values of Slurm's list of resources, such as `cpu=4,gres/gpu=2,mem=8G`; memory in MB."""
     found = {}
     for name, number, unit in re.findall(r"([\w/:.-]+)=([\d.]+)([KMGT]?)", text):
         found[name] = float(number) * (_FACTOR[unit] if name == "mem" else 1.0)
@@ -77,8 +77,8 @@ def tres(text: str) -> dict[str, float]:
 
 
 def left_by(first: Sequence[Mapping[str, str]], row: Mapping[str, str]) -> dict[str, str]:
-    """What holds of a line of limits beside those of QoS that go first. Slurm takes each limit
-    where it is defined first: by the partition's QoS, the job's, the associations.
+    """The limits of a line that still apply beside the given QoS. Slurm takes each limit from where
+    it is defined first: the partition's QoS, the job's QoS, the associations.
     """
     left = dict(row)
     for name in row.keys() - {*_NO_LIMITS}:
@@ -93,13 +93,17 @@ def left_by(first: Sequence[Mapping[str, str]], row: Mapping[str, str]) -> dict[
 
 
 def goes_first(partition: str) -> str | None:
-    """The QoS of a partition itself, by a line of `scontrol show partition`; None: it has none."""
+    """The QoS of a partition itself, from a line of `scontrol show partition`; None: it has
+    none.
+    """
     found = re.search(r"\bQoS=(\S+)", partition)
     return None if found is None or found[1] in ("N/A", "(null)") else found[1]
 
 
 def qos_limits(row: Mapping[str, str], of_partition: str | None = None) -> Limits:
-    """Of a line of `sacctmgr show qos` by `QOS_FIELDS`; `of_partition`: whose own QoS it is."""
+    """The limits in a line of `sacctmgr show qos` with `QOS_FIELDS`. `of_partition`: the partition
+    whose own QoS it is.
+    """
     mine = f"the QoS {row['Name']}"
     return Limits(
         name=mine if of_partition is None else f"{mine} of the partition {of_partition}",
@@ -116,7 +120,7 @@ def qos_limits(row: Mapping[str, str], of_partition: str | None = None) -> Limit
 
 
 def association_limits(row: Mapping[str, str]) -> Limits:
-    """Of a line of `sacctmgr show associations` by `ASSOCIATION_FIELDS`."""
+    """The limits in a line of `sacctmgr show associations` with `ASSOCIATION_FIELDS`."""
     return Limits(
         name=f"your account {row['Account']}",
         key="backend.account",
@@ -130,8 +134,9 @@ def association_limits(row: Mapping[str, str]) -> Limits:
 
 
 def account_limits(row: Mapping[str, str]) -> Limits:
-    """What all that an account and those beneath it have running share: of a line of `sacctmgr
-    show associations` by `ACCOUNT_FIELDS`. Its other limits stand in the lines of its users.
+    """The limits that all running jobs of an account and of the accounts below it share, from a
+    line of `sacctmgr show associations` with `ACCOUNT_FIELDS`. Its other limits are in the lines of
+    its users.
     """
     return Limits(
         name=f"the account {row['Account']}",
@@ -155,7 +160,7 @@ def _least(*texts: str) -> float | None:
 
 
 def findings(request: Request, limits: Limits) -> Iterator[Finding]:
-    """What limits do to jobs of one kind, each by itself."""
+    """What limits do to jobs of one kind, each job by itself."""
     nodes = request.tres.get("node", 1.0)
     for name, wanted in request.tres.items():
         asked, key = _amount(name, wanted), request.keys.get(name, "")
@@ -235,8 +240,8 @@ def _minutes(seconds: float) -> str:
 
 
 def partition_findings(shown: str, account: str | None, qos: str | None) -> Iterator[Finding]:
-    """What a line of `scontrol show partition` has against jobs of an account and a QoS; None: the
-    user's default, which is not known.
+    """The reasons in a line of `scontrol show partition` against jobs of an account and a QoS;
+    None: the user's default, which is not known.
     """
     facts = dict(re.findall(r"(\w+)=(\S+)", shown))
     name = facts.get("PartitionName", "?")
@@ -266,7 +271,7 @@ def partition_findings(shown: str, account: str | None, qos: str | None) -> Iter
 
 
 def partition_limits(shown: str) -> Limits:
-    """The longest time and the most nodes of a job, by a line of `scontrol show partition`."""
+    """The longest time and the most nodes of a job, from a line of `scontrol show partition`."""
     facts = dict(re.findall(r"(\w+)=(\S+)", shown))
     nodes = facts.get("MaxNodes", "")
     return Limits(

@@ -1,4 +1,4 @@
-"""Where the other nodes reach this one."""
+"""The address at which other nodes reach this one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from domyn_swarm.logs import get_logger
 _log = get_logger(__name__)
 
 _ANY_PORT = 9
-_NEIGHBOURS = 5  # of which one has a name that is known
-_OUTSIDE = "192.0.2.1"  # nobody's: the way there is the default route
+_NEIGHBOURS = 5  # other nodes, at least one of which has a name that resolves
+_OUTSIDE = "192.0.2.1"  # an address of no host: its route is the default route
 
 
 def node_address() -> str:
-    """Where other nodes reach this one: as the scheduler does, else by its name.
+    """The address at which other nodes reach this one: the one that the scheduler uses, else its
+    name.
 
-    Servers are bound to it here: where this node takes the name for its loopback, as the line
-    `127.0.1.1 NAME` of an `/etc/hosts` has it, it is the address from which this one reaches them.
+    Servers bind to it on this node. If this node resolves the name to its loopback, as a line
+    `127.0.1.1 NAME` in `/etc/hosts` does, the address of the network interface is used.
     """
     name, slurm = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), Slurm()
     try:
         address = slurm.node_address(name) or name
-    except PlatformError as error:  # a controller that restarts is no reason not to serve
+    except PlatformError as error:  # a controller that restarts must not prevent serving
         _log.warning("this node's address is not known: %s", error.message)
         address = name
     if not _resolved(address):
@@ -60,13 +61,13 @@ def _neighbours(name: str, slurm: Slurm) -> list[str]:
 
 
 def _only_here(address: str) -> bool:
-    """Whether it is a name that this node alone takes for itself. An address is what it is."""
+    """Whether this name resolves to this node's loopback only. An address is never such a name."""
     resolved = _resolved(address)
     return bool(resolved) and resolved != address and ip_address(resolved).is_loopback
 
 
 def _resolved(name: str) -> str:
-    """The address at which a server that is given the name listens; empty: it has none."""
+    """The address at which a server that binds to the name listens; empty: none."""
     try:
         return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:

@@ -1,7 +1,7 @@
-"""Another node of a replica that spans several: run by `srun` from the first one.
+"""Another node of a replica that spans several, started by `srun` from the first one.
 
 `python -m domyn_swarm.backends.slurm.node_task SWARM_DIR REPLICA HEAD PORT`: keeps the engine's
-part of this node running, inside the container where there is one.
+part of this node running, inside the container if there is one.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A replica that does not get as far as to serve on its node is tried on others, a few times within
-an hour: its watchdog says so, or our program never ran there (no file system, no Python).
+"""Retries a replica on other nodes, a few times within an hour, if it did not get ready on its
+node: its watchdog reports that, or our program never ran there (no file system, no Python).
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
-_MOST = 3  # within the hour that a node is left out
-_MOST_ALONE = 1  # while no other replica serves: what is wrong may be wrong everywhere
-_WRITTEN_S = 20.0  # what a task wrote at its begin is seen here by then
+_MOST = 3  # within the hour for which a node is left out
+_MOST_ALONE = 1  # while no other replica serves: the cause may be the same on every node
+_WRITTEN_S = 20.0  # what a task wrote at its start is visible here by then
 
 
 class _Left(NamedTuple):
-    """A task that ended on a node where it did not serve."""
+    """A task that ended on a node on which it never served."""
 
     job: str
     node: str
-    ran: bool  # our program did
+    ran: bool  # whether our program ran
 
 
 class OtherNodes:
-    """Of one swarm whose tasks have one replica each, for its endpoint program."""
+    """Covers one swarm whose tasks have one replica each; used by its endpoint program."""
 
     def __init__(self, paths: SwarmPaths, never_on: str | None, clock: Clock) -> None:
-        """`never_on`: nodes that the configuration leaves out."""
+        """`never_on`: nodes that the configuration excludes."""
         self._paths = paths
         self._never_on = [never_on] if never_on else []
         self._clock = clock
         self._nodes = LeftOutNodes(paths, clock)
         self._seen_at: dict[str, float] = {}  # jobs in which our program has not run
-        self._settled: set[str] = set()  # jobs of those that were given up
+        self._settled: set[str] = set()  # jobs of replicas that were given up
         self._given_up: list[int] = []  # and not reported yet
 
     def excluded(self) -> list[str]:
-        """Where no replica starts now, as Slurm wants it."""
+        """The nodes on which no replica starts now, as a Slurm node list."""
         return [*self._never_on, *sorted({one.node for one in self._nodes.now()})]
 
     def any_left_out(self) -> bool:
-        """Whether there are more than the configuration says."""
+        """Whether more nodes are left out than the configuration excludes."""
         return bool(self._nodes.now())
 
     def any_over(self) -> bool:
-        """Whether the time of one is over: what waits may start there, and then `let_in`."""
+        """Whether the time of a node is over: waiting jobs may start there again after `let_in`."""
         return self._nodes.any_over()
 
     def let_in(self) -> None:
-        """Those whose time is over are nodes as any other."""
+        """Stop excluding the nodes whose time is over."""
         self._nodes.let_in()
 
     def given_up(self) -> list[int]:
-        """The replicas that have failed for good since this was asked last."""
+        """The replicas that have failed permanently since the last call."""
         found, self._given_up = self._given_up, []
         return found
 
     def wanted(self, replica: int, own: Sequence[TaggedJob]) -> bool:
-        """Whether the last of its tasks, all of which are over, has a successor on another node:
-        its node is left out for a while. Else it has failed.
+        """Whether a replica whose tasks are all over gets a successor on another node: its node is
+        left out for a while. Otherwise the replica has failed.
         """
         left = self._left(replica, own)
         if left is None:
@@ -86,7 +86,7 @@ class OtherNodes:
         return False
 
     def _left(self, replica: int, own: Sequence[TaggedJob]) -> _Left | None:
-        """How its last task ended, if it wants another node."""
+        """How its last task ended, if it asks for another node."""
         word = self._paths.elsewhere(replica)
         last = own[-1] if own else None
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Slurm, as the endpoint program of a swarm asks it."""
+"""Slurm as the platform of a swarm's endpoint program."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
-_SLURM_ACTS_S = 20.0  # what is lost Slurm gets the time to bring back itself
-_KILLED_S = 20.0  # so long after one was killed: whoever waits for the swarm hears of it first
-_SAME_LOSS_S = 10.0  # asked again within so long, it is about the same replicas
+_SLURM_ACTS_S = 20.0  # leaves Slurm the time to bring back what is lost itself
+_KILLED_S = 20.0  # before a killed task is replaced: a waiting `up` is informed first
+_SAME_LOSS_S = 10.0  # calls within this time are about the same loss
 _AGAIN_S = 60.0
-_RARELY_S = 30.0  # every swarm has an endpoint that asks, for as long as replicas wait
+_RARELY_S = 30.0  # every swarm's endpoint asks as long as replicas wait
 
 
 class SlurmPlatform(Platform):
@@ -48,7 +48,7 @@ class SlurmPlatform(Platform):
         slurm: Scheduler | None = None,
         clock: Clock = time,
     ) -> None:
-        """`killed_s`: how long a task that was killed is left alone."""
+        """`killed_s`: seconds before a task that was killed is replaced."""
         self._paths = paths
         self._killed_s = killed_s
         self._tag = tag
@@ -57,7 +57,7 @@ class SlurmPlatform(Platform):
         self._compute = SlurmCompute(self._slurm, clock)
         self._lost_since: dict[str, float] = {}  # by job
         self._submitted_at: dict[int, float] = {}  # by task
-        self._unanswered_until: dict[int, float] = {}  # by task: Slurm may have taken it
+        self._unanswered_until: dict[int, float] = {}  # by task: Slurm may have accepted it
         self._asked_at = -math.inf
         plan = read_task_plan(paths)
         self._slurm_acts_s = _SLURM_ACTS_S if plan.requeue else 0.0
@@ -69,11 +69,11 @@ class SlurmPlatform(Platform):
         Slurm reports the ends of the others, except of those that were killed.
         """
         now = self._clock.monotonic()
-        if now - self._asked_at > _SAME_LOSS_S:  # all served until now: what is known is too old
+        if now - self._asked_at > _SAME_LOSS_S:  # all served until now: the snapshot is too old
             self._slurm.expect_change()
         self._asked_at = now
         jobs = tagged(self._slurm.queue().values(), self._tag)
-        if not any(one.kind == "endpoint" for one in jobs):  # ours, so others do not show either
+        if not any(one.kind == "endpoint" for one in jobs):  # this job is hidden, so others are
             _log.warning("Slurm shows no job by the swarm's tag: lost replicas are not replaced")
             return ()
         tasks = [one for one in jobs if one.kind == "replica"]
@@ -91,8 +91,8 @@ class SlurmPlatform(Platform):
         return self._others.given_up()
 
     def _wants_successor(self, group: int, own: Sequence[TaggedJob]) -> bool:
-        """Whether a task, of which nothing is left, did not fail. One that Slurm has forgotten may
-        have left word.
+        """Whether a task of which no job is left did not fail. One that Slurm has forgotten may
+        have left a file.
         """
         marker = self._paths.expired(group)
         ended = marker.read_text("utf-8").strip() if marker.exists() else None
@@ -105,7 +105,7 @@ class SlurmPlatform(Platform):
         killed = None
         if last.state in BROKEN:
             killed = KilledTask(self._paths, group, last.id, self._clock)
-        if last.state not in LOST and not (killed and killed.found):
+        if last.state not in LOST and not (killed and killed.was_killed):
             return False
         since = self._lost_since.setdefault(last.id, self._clock.monotonic())
         patience_s = self._killed_s if killed else self._slurm_acts_s
@@ -114,13 +114,13 @@ class SlurmPlatform(Platform):
         return killed is None or killed.once_more()
 
     def _let_in(self, waiting: Sequence[str]) -> None:
-        """What waits may start on nodes again that were left out long enough."""
+        """Allow waiting jobs to start again on nodes that were left out long enough."""
         if self._others.any_over():
             for job in waiting:
                 self._slurm.exclude(job, self._others.excluded())
             self._others.let_in()
 
-    # -- of an elastic swarm ----------------------------------------------------------------------
+    # -- for elastic swarms ---------------------------------------------------------------------
 
     @property
     @override
@@ -151,7 +151,7 @@ class SlurmPlatform(Platform):
             return
         for group in missing:
             for word in (self._paths.expired(group), self._paths.elsewhere(group)):
-                word.unlink(missing_ok=True)  # of a run that was given back
+                word.unlink(missing_ok=True)  # left by a run that was given back
             self._submitted_at[group] = now
         try:
             array = self._slurm.submit(
@@ -168,10 +168,10 @@ class SlurmPlatform(Platform):
         self._slurm.cancel([one.job.id for one in tasks if one.group in places], signal="TERM")
 
     def _tasks(self, at_most_s: float = math.inf) -> list[TaggedJob]:
-        """Those of the replicas.
+        """The tasks of the replicas.
 
         Raises:
-            PlatformUnavailable: Slurm does not show what is this swarm's.
+            PlatformUnavailable: Slurm does not show which jobs are this swarm's.
         """
         jobs = tagged(self._slurm.queue(at_most_s).values(), self._tag)
         if not any(one.kind == "endpoint" for one in jobs):
@@ -191,21 +191,21 @@ class SlurmPlatform(Platform):
         script, others = self._paths.replica_script, self._others
         try:
             array = self._slurm.submit(script, array=[group], exclude=others.excluded())
-        except SubmitRejected as error:  # perhaps no node is left: rather one of these than none
+        except SubmitRejected as error:  # perhaps no node is left: allow all of them again
             if not others.any_left_out():
                 raise
             _log.warning("task %d may start on any node: %s", group, error.message)
             array = self._slurm.submit(script, array=[group])
         for word in (self._paths.expired(group), self._paths.elsewhere(group)):
-            word.unlink(missing_ok=True)  # it is kept
+            word.unlink(missing_ok=True)  # Slurm has it
         _log.info("task %d of the replicas has a successor: %s", group, array)
 
     @override
     def job_over(self, handle: JobHandle) -> bool:
         ended = read_exit(Path(handle.exit_path))
-        if handle.platform != "slurm":  # a process of another host: only its own record tells
+        if handle.platform != "slurm":  # a process of another host: only its own exit record counts
             return ended is not None
-        if ended is not None and ended.conclusive:  # else it may run once more
+        if ended is not None and ended.conclusive:  # else it may run again
             return True
         return self._compute.probe(handle).final
 
@@ -215,7 +215,7 @@ class SlurmPlatform(Platform):
 
 
 def _left_s(one: TaggedJob) -> float:
-    """The seconds until its time limit; without end while it waits."""
+    """Seconds to its time limit; infinite while it waits."""
     limit = one.job.limit
     if limit is None or not one.job.runs_on:
         return math.inf

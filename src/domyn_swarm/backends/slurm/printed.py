@@ -1,6 +1,6 @@
-"""What Slurm's commands print, in versions from 20.11 to 26.05. Pure: text in, values out.
+"""Parsers of what Slurm's commands print, in versions 20.11 to 26.05. Pure: text in, values out.
 
-What each version printed is recorded in the tests, and every function here is run over it.
+The output of each version is recorded in the tests, and every function here is run over it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _NOTHING = "it printed nothing"
 _MOST_LINES = 3  # of a message in no known form
 _START = re.compile(r"Job \d+ to start at ")
 # From 26.05 on `OverSubscribe=EXCLUSIVE` of slurm.conf is shown as `Exclusive=NODE`, and
-# `ExclusiveTopo` as `Exclusive=TOPO`. `Exclusive=USER` keeps other users out, not one's own jobs.
+# `ExclusiveTopo` as `Exclusive=TOPO`. `Exclusive=USER` excludes other users, not the user's own
+# jobs.
 _WHOLE_NODES = re.compile(
     r"\b(?:OverSubscribe=EXCLUSIVE|Exclusive=(?:NODE|TOPO)|ExclusiveTopo=YES)\b"
 )
 _THERE = re.compile(r"(?:idle|mixed|allocated|completing)[~#%$@+^-]*$")
 # What slurmstepd writes to a job's output. From 26.05 on its name is not in front of it: then the
-# rest must be Slurm's own words, since programs write lines of that form too.
+# rest must match Slurm's own messages, since programs write lines of that form too.
 _MEMORY_KILL = re.compile(
     r"^slurmstepd\S*: error: .*(?:oom.kill|\bexceeded (?:\w+ )?memory limit).*$"
     r"|^\[[\d:.T-]{19,}\] error: (?:Detected \d+ oom.kill event"
@@ -40,16 +41,16 @@ _CANCELLED = re.compile(
 
 
 def submitted(text: str) -> tuple[str, str] | None:
-    """The id of the job that `sbatch --parsable` reports, and the cluster or nothing: the last
-    line that is one, whatever else is printed around it. None: there is no such line.
+    """The job id that `sbatch --parsable` prints, and the cluster or nothing: the last line of that
+    form, whatever else is printed around it. None: there is no such line.
     """
     found = _SUBMITTED.findall(text)
     return found[-1] if found else None
 
 
 def refusal(errors: str, output: str = "") -> str:
-    """Why a command refused, in one line: every line that says `error:`, by which sites' filters
-    speak, and the last line; without any such line, what a site's wrapper printed instead.
+    """Why a command refused, in one line: every line that contains `error:`, which sites' filters
+    use, and the last line; without any such line, what a site's wrapper printed instead.
     """
     lines = _lines(errors) or _lines(output)
     reported = [found[1] for line in lines if (found := _ERROR.match(line))]
@@ -62,26 +63,26 @@ def _lines(text: str) -> list[str]:
 
 
 def start_of(errors: str) -> str:
-    """When and where a job could start, of `sbatch --test-only`, in Slurm's words."""
+    """When and where a job could start, from `sbatch --test-only`, in Slurm's words."""
     lines = _lines(errors)
     said = next((line for line in lines if _START.search(line)), lines[-1] if lines else _NOTHING)
     return _PROGRAM.sub("", said)
 
 
 def start_time(said: str) -> str | None:
-    """The time in what `start_of` returns, as Slurm writes it; None: it would not start."""
+    """The time in the result of `start_of`, as Slurm writes it; None: the job would not start."""
     found = _START.search(said)
     return said[found.end() :].split(maxsplit=1)[0] if found and said[found.end() :] else None
 
 
 def warnings(errors: str) -> tuple[str, ...]:
-    """What a command that did what it was told warned of, each once."""
+    """The warnings of a command that succeeded, without repetitions."""
     found = (_WARNING.match(line) for line in _lines(errors))
     return tuple(dict.fromkeys(one[1] for one in found if one))
 
 
 def cluster_name(config: str) -> str | None:
-    """The name in `scontrol show config`, in small letters."""
+    """The name in `scontrol show config`, in lower case."""
     named = _CLUSTER_NAME.search(config)
     return named[1].lower() if named else None
 
@@ -99,33 +100,33 @@ def gives_whole_nodes(partition: str) -> bool:
 
 
 def node_address(node: str) -> str | None:
-    """Where the scheduler reaches a node, of `scontrol --oneliner show node`."""
+    """The address at which the scheduler reaches a node, from `scontrol --oneliner show node`."""
     shown = _NODE_ADDRESS.search(node)
     return shown[1] if shown else None
 
 
 def preempted(job: str) -> bool:
-    """Whether a job was, or is being, ended for another one: `scontrol --oneliner show job`."""
+    """Whether a job was, or is being, preempted: `scontrol --oneliner show job`."""
     return re.search(r"\bPreemptTime=\d", job) is not None
 
 
 def nodes_away(listing: str) -> int:
-    """How many nodes take no jobs now, of `sinfo --noheader --Node --format "%N %T"`."""
+    """How many nodes accept no jobs now, from `sinfo --noheader --Node --format "%N %T"`."""
     states = dict(line.split()[:2] for line in listing.splitlines() if " " in line)
     return sum(not _THERE.match(state) for state in states.values())
 
 
 def end_by_slurm(log: str) -> str | None:
-    """The line of a job's output that says why Slurm ended it: for its memory, its time limit,
-    another job, or by somebody's order. None: it did not.
+    """The line of a job's output that says why Slurm ended it: memory, time limit, preemption or a
+    cancel. None: there is none.
     """
     cancelled = _CANCELLED.findall(log)
     return memory_kill(log) or (cancelled[-1] if cancelled else None)
 
 
 def memory_kill(log: str) -> str | None:
-    """The line by which Slurm says in a job's output, or `srun` in a step's, that something of it
-    was killed for its memory.
+    """The line by which Slurm reports in a job's output, or `srun` in a step's, that a process was
+    killed for its memory.
     """
     line = _MEMORY_KILL.search(log)
     return line[0] if line else None
@@ -135,9 +136,9 @@ RUNS_FORMAT = "JobID,Start,End,JobName%200"
 
 
 def runs(text: str, name: str) -> dict[str, list[tuple[float, float | None]]]:
-    """From when until when jobs whose name matches an expression had their allocations, by their
-    ids, in seconds since the epoch; None: they run. Of `sacct --duplicates` with `RUNS_FORMAT` and
-    its times as `%s`; what has not started is left out.
+    """From when until when jobs whose names match an expression had their allocations, by job id,
+    in seconds since the epoch; None: still running. Parses `sacct --duplicates` with `RUNS_FORMAT`
+    and times as `%s`; jobs that have not started are left out.
     """
     found: dict[str, list[tuple[float, float | None]]] = {}
     for line in text.splitlines():
@@ -149,7 +150,7 @@ def runs(text: str, name: str) -> dict[str, list[tuple[float, float | None]]]:
 
 
 class PastJob(NamedTuple):
-    """A job that has begun: seconds."""
+    """A job that has started. Times and durations in seconds."""
 
     waited_s: float
     lasted_s: float
@@ -157,11 +158,11 @@ class PastJob(NamedTuple):
 
 
 HISTORY = "sacct -X -P -o Submit,Start,ElapsedRaw,State"
-"""The command whose output `history` reads, with whatever else it is given."""
+"""-"""
 
 
 def history(text: str) -> tuple[PastJob, ...]:
-    """Jobs as `HISTORY` prints them; those that have not begun are left out.
+    """Jobs as `HISTORY` prints them; those that have not started are left out.
 
     Raises:
         ValueError: a column is missing, or a line is no job; says which.

@@ -1,4 +1,4 @@
-"""What the jobs of a swarm are together, and what each is in its place. Pure.
+"""Whether a swarm's jobs will run: the state of the whole swarm, and of each part. Pure.
 
 None stands for a job that Slurm does not know.
 """
@@ -30,7 +30,9 @@ WILL_NOT_RUN = "Slurm will not run it"
 
 
 def whole(endpoint: PlacedJobs, replicas: PlacedJobs) -> Observation:
-    """Of all jobs of a swarm; ready as soon as its endpoint and one replica run."""
+    """The state of all jobs of a swarm; it counts as ready once its endpoint and one replica
+    run.
+    """
     if all(_over(job) for job in [*endpoint, *replicas]):
         return Observation(Phase.STOPPED, "none of its jobs is in the queue")
     for kind, jobs in (
@@ -56,8 +58,8 @@ def whole(endpoint: PlacedJobs, replicas: PlacedJobs) -> Observation:
 
 
 def without_replicas(endpoint: PlacedJobs, replicas: PlacedJobs) -> Observation | None:
-    """Of an elastic swarm whose endpoint runs, that may do without replicas and has none that runs
-    now; None: its endpoint does not run.
+    """The state of an elastic swarm whose endpoint runs and which needs no replica now; None: its
+    endpoint does not run.
     """
     if not any(job is not None and job.going for job in endpoint):
         return None
@@ -66,8 +68,8 @@ def without_replicas(endpoint: PlacedJobs, replicas: PlacedJobs) -> Observation 
 
 
 def of_part(job: SlurmJob | None, successor: bool, before: str | None = None) -> Observation:
-    """Of one place; with a `successor` another job is about to stand in it. `before`: how its last
-    run ended, where that is known.
+    """The state of one part; with a `successor` another job will replace it. `before`: how its last
+    run ended, if that is known.
     """
     if successor and _over(job):
         why = "is over" if job is None else job.observation.detail
@@ -81,7 +83,7 @@ def of_part(job: SlurmJob | None, successor: bool, before: str | None = None) ->
 
 
 def ended_how(job: SlurmJob | None) -> str:
-    """How a job that is over ended, in words that follow its name."""
+    """How a job that is over ended, as words that follow its name."""
     return "is not known any more" if job is None else job.observation.detail
 
 
@@ -93,13 +95,13 @@ def _waiting(jobs: Sequence[SlurmJob]) -> str:
     return counted((job.id, job.reason) for job in jobs)
 
 
-_WAITS_S = 60.0  # Slurm looks again why jobs wait at least so often
+_WAITS_S = 60.0  # Slurm updates the reasons of waiting jobs at least this often
 _GROUPS_ASKED_S = 600.0
 
 
 class Prospects:
-    """Of the swarms that a process looks at. `exceeded` says which limit of its site a plan can
-    never keep, if any.
+    """The prospects of the swarms that a process watches. `exceeded` returns the site's limit that
+    a plan can never keep, if any.
     """
 
     def __init__(
@@ -108,12 +110,12 @@ class Prospects:
         self._slurm = slurm
         self._exceeded = exceeded
         self._clock = clock
-        # Endpoints' jobs that run and do not listen yet, by their swarms' tags and their ids.
+        # Jobs of endpoints that run and do not listen yet, by swarm tag and job id.
         self._silent_since: dict[tuple[str, str], float] = {}
-        self._waits_since: dict[str, float] = {}  # swarms that may wait in vain
+        self._waits_since: dict[str, float] = {}  # swarms that may wait in vain, and since when
 
     def of(self, handle: ServingHandle, seen: JobsOfParts) -> Observation:
-        """All of a swarm.
+        """The state of the whole swarm.
 
         Raises:
             PlatformError: Slurm cannot be asked.
@@ -130,7 +132,7 @@ class Prospects:
         ):
             together = without_replicas(endpoint, replicas) or together
         if together.phase.terminal:
-            words = (unseen(paths, part, job) for part, job in seen.items())
+            words = (no_log(paths, part, job) for part, job in seen.items())
             said = next((one for one in words if one is not None), None)
             return Observation(together.phase, said or self._with_limit(handle, together))
         if together.phase is Phase.QUEUED and (why := self._in_vain(handle, seen)) is not None:
@@ -141,8 +143,8 @@ class Prospects:
     def _anew(
         self, paths: SwarmPaths, endpoint: PlacedJobs, replicas: PlacedJobs
     ) -> Observation | None:
-        """Of a swarm that has served, whose endpoint's job is over and is submitted anew by a
-        replica that runs: that is no failure.
+        """The state of a swarm that has served, and whose endpoint's job is over and is resubmitted
+        by a running replica: that is no failure.
         """
         last = endpoint[-1] if endpoint else None
         if last is None or any(job is not None and not job.over for job in endpoint):
@@ -154,8 +156,8 @@ class Prospects:
         return Observation(Phase.QUEUED, why)
 
     def _with_limit(self, handle: ServingHandle, together: Observation) -> str:
-        """With the limit of the site that keeps it from running, where it is one that is known:
-        Slurm says of several the same.
+        """The state with the site's limit that keeps the job from running, if it is known: Slurm
+        gives the same reason for several limits.
         """
         hopeless = together.detail.startswith(WILL_NOT_RUN)
         limit = self._exceeded(read_plan(handle)) if hopeless else None
@@ -163,7 +165,7 @@ class Prospects:
 
     def _silent(self, handle: ServingHandle, endpoint: list[SlurmJob | None]) -> Observation | None:
         """A failure once the endpoint's job has run for `endpoint.timeout_s`, as far as this
-        process has seen, and has never said where it listens.
+        process has observed, without announcing where it listens.
         """
         running = [job for job in endpoint if job is not None and job.runs_on]
         paths = SwarmPaths(Path(handle.swarm_dir))
@@ -179,8 +181,8 @@ class Prospects:
         )
 
     def _in_vain(self, handle: ServingHandle, seen: JobsOfParts) -> str | None:
-        """Why nothing that waits will run, once that has looked so for a while: the swarm waits for
-        nobody but itself, or for more than its group ever has.
+        """Why waiting jobs will never run, once the queue has shown it for a while: the swarm waits
+        for its own jobs, or for more than its group ever has.
         """
         own = [job for job in seen.values() if job is not None and not job.over]
         reasons = {job.reason for job in own if job.waiting} - {AFTER_ENDPOINT}
@@ -200,13 +202,13 @@ class Prospects:
                 "together. Have that limit raised, or give the endpoint another QoS: "
                 "backend.endpoint.qos"
             )
-        self._waits_since[handle.tag] = now + _GROUPS_ASKED_S  # then again
+        self._waits_since[handle.tag] = now + _GROUPS_ASKED_S  # ask again then
         return self._exceeded(read_plan(handle))
 
 
-def unseen(paths: SwarmPaths, part: PlatformPart, job: SlurmJob | None) -> str | None:
-    """What is to be said of a job that failed before it could write a line: Slurm opens its log as
-    its user, on its node. None: it is not one of these.
+def no_log(paths: SwarmPaths, part: PlatformPart, job: SlurmJob | None) -> str | None:
+    """The message for a job that failed before it could write a line: Slurm opens its log as the
+    user on the node. None: it is not one of these.
     """
     log = paths.endpoint_log if part.kind == "endpoint" else batch_log(paths, part)
     if job is None or job.state != "FAILED" or log.exists():
@@ -219,11 +221,11 @@ def unseen(paths: SwarmPaths, part: PlatformPart, job: SlurmJob | None) -> str |
 
 
 def read_plan(handle: ServingHandle) -> DeploymentPlan:
-    """What the swarm was launched by."""
+    """The plan that the swarm was launched with."""
     text = SwarmPaths(Path(handle.swarm_dir)).plan.read_text("utf-8")
     return DeploymentPlan.model_validate_json(text)
 
 
 def batch_log(paths: SwarmPaths, part: PlatformPart) -> Path:
-    """What the batch script of a replica's task prints."""
+    """The output of the batch script of a replica's task."""
     return paths.slurm_logs / f"replica-{task_of(part)}.log"

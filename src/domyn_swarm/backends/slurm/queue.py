@@ -1,4 +1,6 @@
-"""Slurm's queue as one snapshot for all who ask, and a swarm's jobs in it, by their comments."""
+"""Slurm's queue as one snapshot shared by all callers, and a swarm's jobs in it, by their
+comments.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,11 @@ _GROWS = 1.5
 JobsById = dict[str, SlurmJob]
 
 
-class Look:
-    """What was seen last, asked again once it is too old.
+class QueueSnapshot:
+    """A cached result of squeue, refreshed once it is too old.
 
-    While nothing changes it may grow older, from 1 s to `longest_s`: a scheduler that thousands
-    share is asked 4 times a minute by a process that waits. A refusal is remembered alike.
+    While nothing changes it may grow older, from 1 s to `longest_s`: a process that waits asks a
+    scheduler that thousands share 4 times a minute. An error is cached in the same way.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Look:
         self._good_for_s = _FIRST_S
 
     def now(self, at_most_s: float = math.inf) -> JobsById:
-        """What is known, by a look that is not older than that.
+        """The cached snapshot, refreshed if it is older than `at_most_s`.
 
         Raises:
             PlatformError: the scheduler cannot be asked.
@@ -65,7 +67,7 @@ class Look:
         self._asked_at = self._clock.monotonic()
 
     def expect_change(self) -> None:
-        """Something was submitted or ended: what is known is too old, and look often."""
+        """Mark the snapshot as outdated and refresh it often: something was submitted or ended."""
         with self._lock:
             self._asked_at = -math.inf
             self._good_for_s = _FIRST_S
@@ -78,7 +80,7 @@ _Kind = Literal["endpoint", "replica", "job"]
 
 
 class TaggedJob(NamedTuple):
-    """A job of the swarm. `group` is the task's number; its replicas follow from it."""
+    """A job of the swarm. `group` is the number of its task, from which its replicas follow."""
 
     kind: _Kind
     job: SlurmJob
@@ -87,58 +89,58 @@ class TaggedJob(NamedTuple):
 
     @property
     def replicas(self) -> range:
-        """The replicas that the task runs, as far as the swarm has so many."""
+        """The replicas that the task runs, limited to the swarm's number of replicas."""
         if self.kind != "replica":
             return range(0)
         return range(self.group * self.per_task, (self.group + 1) * self.per_task)
 
 
 def comment_of(tag: str, what: str) -> str:
-    """What a job carries to be found by its swarm's tag."""
+    """The comment by which a job is recognized as part of the swarm of a tag."""
     return f"{TAG_PREFIX}/{tag}/{what}"
 
 
 def endpoint_name(tag: str) -> str:
-    """What Slurm calls the endpoint's job of a swarm."""
+    """Slurm's name of a swarm's endpoint job."""
     swarm, _, rest = tag.rpartition(".")
     return f"{swarm}-endpoint.{rest}"
 
 
 def replicas_name(tag: str, per_task: int) -> str:
-    """What Slurm calls the array of a swarm."""
+    """Slurm's name of a swarm's array of replicas."""
     swarm, _, rest = tag.rpartition(".")
     return f"{swarm}-replicas-{per_task}.{rest}"
 
 
 def any_replicas_name(tag: str) -> str:
-    """An expression for what Slurm calls the arrays of a swarm."""
+    """An expression that matches the names of all arrays of a swarm."""
     swarm, _, rest = tag.rpartition(".")
     return rf"{re.escape(swarm)}-replicas-\d+\.{re.escape(rest)}"
 
 
 def job_name(job_id: str) -> str:
-    """What Slurm calls the step of a job."""
+    """Slurm's name of a job's step."""
     return f"{JOB_PREFIX}{job_id}"
 
 
 def own_job_name(job_id: str, tag: str | None) -> str:
-    """What Slurm calls a job with an allocation of its own."""
+    """Slurm's name of a job with its own allocation."""
     return f"{job_name(job_id)}.{(tag or '-').rpartition('.')[2]}"
 
 
 def is_job(job: SlurmJob, job_id: str) -> bool:
-    """Whether it is this job, in an allocation of its own."""
+    """Whether this is the job with that id, in its own allocation."""
     commented = re.search(rf"{TAG_PREFIX}/\S+/job/{re.escape(job_id)}(?!\S)", job.comment)
     return commented is not None or job.name.startswith(f"{job_name(job_id)}.")
 
 
 def shows_comment(job: SlurmJob, tag: str) -> bool:
-    """Whether its comment came back from Slurm as it was submitted."""
+    """Whether Slurm shows the job's comment as it was submitted."""
     return comment_of(tag, "") in job.comment
 
 
 def tagged(jobs: Iterable[SlurmJob], tag: str) -> list[TaggedJob]:
-    """Those jobs that belong to the swarm, older ones first."""
+    """The jobs of the queue that belong to the swarm, older ones first."""
     swarm, _, rest = (re.escape(part) for part in tag.rpartition("."))
     commented = re.compile(
         rf"{re.escape(comment_of(tag, ''))}(?P<kind>endpoint|replica|job)(?:/(?P<more>\S*))?(?!\S)"

@@ -1,4 +1,6 @@
-"""Why a job waits or is refused, in Slurm's words, and what to change or to run. Pure."""
+"""Why a job waits or is refused, in Slurm's words, with the key to change or the command to run.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from domyn_swarm.errors import quantity
 
 
 class Keys(NamedTuple):
-    """What is to be changed, by what a limit is about."""
+    """The keys to change, by the subject of a limit."""
 
     time: str
     gpus: str
@@ -36,7 +38,7 @@ OF_SWARM = Keys(
     qos="backend.qos",
     preamble="backend.preamble",
 )
-OF_JOB = Keys(  # a detached job goes where the endpoint of its swarm is
+OF_JOB = Keys(  # a detached job runs in the endpoint's partition
     time="--time",
     gpus="what it asks for",
     cpus="--cpus",
@@ -49,10 +51,9 @@ OF_JOB = Keys(  # a detached job goes where the endpoint of its swarm is
     preamble="the swarm's backend.preamble",
 )
 
-# More than one job may ever have: of a QoS or an association, whoever else runs.
+# Limits that one job exceeds by itself: of a QoS or an association, whoever else runs.
 _PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
-# What the user's own jobs share: with nothing but the swarm's endpoint running, it is too little.
-# What an account has together, others may give back.
+# Limits that the user's own jobs share: if only the swarm's endpoint runs, they are too low.
 _PER_USER = re.compile(r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit")
 AFTER_ENDPOINT = "Dependency"  # replicas are scheduled once the endpoint's job has started
 _NEVER = {
@@ -70,8 +71,8 @@ _NEVER = {
     "DeadLine": "its deadline has passed: see {preamble}",
 }
 _ASKED = "what is asked for"
-_HELD = "somebody holds it, `scontrol release {job}` lets it run"
-# By `scontrol requeuehold`; squeue shows words of the controller with _ for blanks, or as they are.
+_HELD = "it is held, `scontrol release {job}` lets it run"
+# By `scontrol requeuehold`; squeue shows the controller's message with _ for blanks, or unchanged.
 _PUT_BACK = re.compile(r"job[ _]requeued[ _]in[ _](?:held|special[ _]exit)[ _]state", re.I)
 _WAITS = {
     AFTER_ENDPOINT: "replicas start after the endpoint",
@@ -82,15 +83,15 @@ _HELD_BY_SLURM = (
     "Slurm could not start it, often for its node's prolog, and holds it; "
     "`scontrol release {job}` tries again"
 )
-# Held by Slurm itself, because it could not start the job: it stays so whatever time passes.
+# Held by Slurm itself, because it could not start the job; time does not change that.
 _NOT_LAUNCHED = re.compile(
     r"launch[ _]failed[ _]requeued[ _]held|JobHoldMaxRequeue|MaxRequeue", re.I
 )
-# In the controller's words, some seconds after PartitionConfig.
+# The controller's message some seconds after PartitionConfig.
 _NOT_PERMITTED = re.compile(
     r"Job's[ _](?:account|QOS)[ _]not[ _]permitted[ _]to[ _]use[ _]this[ _]partition.*", re.I
 )
-_ABOUT = (  # a field of `Keys`, by a reason's words
+_ABOUT = (  # a field of `Keys`, by the words of a reason
     (re.compile("Wall|Time"), "time"),
     (re.compile("GRES|Gres"), "gpus"),
     (re.compile("Cpu|CPU"), "cpus"),
@@ -101,7 +102,7 @@ _ABOUT = (  # a field of `Keys`, by a reason's words
 
 
 def never_runs(reason: str) -> bool:
-    """Whether the job cannot run as things are configured, however long it waits."""
+    """Whether the job cannot run with this configuration, however long it waits."""
     return (
         reason in _NEVER
         or _PER_JOB.fullmatch(reason) is not None
@@ -116,13 +117,13 @@ def limits_the_user(reason: str) -> bool:
 
 
 def limits_the_group(reason: str) -> bool:
-    """Whether it waits for others of its account or QoS, who may have what it asks for."""
+    """Whether it waits for other jobs of its account or QoS, which may hold what it asks for."""
     return reason.startswith(("QOSGrp", "AssocGrp"))
 
 
-def told(reason: str, job: str, keys: Keys = OF_SWARM) -> str:
-    """A reason with what it means, where it means more than to wait for one's turn: `job` is what
-    waits, one or several with commas; `keys` are those by which its user changes it.
+def explained(reason: str, job: str, keys: Keys = OF_SWARM) -> str:
+    """A reason with its explanation, unless it only means waiting for one's turn. `job` are the ids
+    that wait, separated by commas; `keys` are those by which the user changes it.
     """
     means = _NEVER.get(reason, _WAITS.get(reason, ""))
     if _PUT_BACK.fullmatch(reason):
@@ -138,7 +139,7 @@ def told(reason: str, job: str, keys: Keys = OF_SWARM) -> str:
 
 
 def counted(waiting: Iterable[tuple[str, str]]) -> str:
-    """How many jobs wait, and why, each reason once: of pairs of a job and its reason."""
+    """How many jobs wait, and why, each reason once; from pairs of a job and its reason."""
     jobs = [*waiting]
     count = quantity(len(jobs), "job waits", "jobs wait")
     by_reason: dict[str, list[str]] = {}
@@ -147,8 +148,8 @@ def counted(waiting: Iterable[tuple[str, str]]) -> str:
             by_reason.setdefault(reason, []).append(job)
     if not by_reason:
         return f"{count}, Slurm has not said for what"
-    # With commas, as scontrol takes several: who releases one of them only would wait on.
-    why = (told(reason, ",".join(by_reason[reason])) for reason in sorted(by_reason))
+    # Separated by commas, as scontrol takes several: releasing one of them only would not help.
+    why = (explained(reason, ",".join(by_reason[reason])) for reason in sorted(by_reason))
     return f"{count} ({'; '.join(why)})"
 
 
@@ -171,7 +172,7 @@ _ACCOUNT = (
 )
 _QOS = "backend.qos is one that account and partition allow: `sacctmgr show qos` lists them."
 _ADVICE = (
-    # What is wrong by its name first: names of partitions and accounts hold words such as gpu.
+    # Names of keys are matched first: names of partitions and accounts contain words such as gpu.
     (re.compile("invalid partition", re.IGNORECASE), _PARTITION),
     (re.compile("invalid account", re.IGNORECASE), _ACCOUNT),
     (re.compile("invalid qos", re.IGNORECASE), _QOS),
@@ -204,10 +205,10 @@ _ELSE_OF_JOB = (
 
 
 def advice(said: str) -> str:
-    """The keys of the configuration that a refusal is about, as far as its words show it."""
+    """The keys of the configuration that a refusal is about, as far as its words show."""
     return next((hint for pattern, hint in _ADVICE if pattern.search(said)), _ELSE)
 
 
 def advice_for_job(said: str) -> str:
-    """The flags of `job submit` that the refusal of a job of its own is about."""
+    """The flags of `job submit` that the refusal of a job with its own allocation is about."""
     return next((hint for pattern, hint in _OF_JOB if pattern.search(said)), _ELSE_OF_JOB)

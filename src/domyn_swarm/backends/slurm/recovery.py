@@ -1,4 +1,4 @@
-"""What comes back although Slurm does not bring it back: killed tasks and lost endpoints."""
+"""Replaces what Slurm itself does not bring back: killed tasks and lost endpoints."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from domyn_swarm.restart_budget import RestartBudget, RestartPolicy
 _log = get_logger(__name__)
 
 ENDED = " ended"
-_LOOKED_S = 120.0  # no look at the queue is so old
-_OF_TASK = RestartPolicy(most=3, progress_s=3600.0)  # successors of a killed one, in a row
-_OF_ENDPOINT = RestartPolicy(most=3, within_s=3600.0)  # successors of a job that failed
+_LOOKED_S = 120.0  # no queue snapshot is older than that
+_OF_TASK = RestartPolicy(most=3, progress_s=3600.0)  # consecutive successors of a killed task
+_OF_ENDPOINT = RestartPolicy(most=3, within_s=3600.0)  # successors of a failed job
 
 
 class KilledTask:
-    """`job` is the last of the task's, and failed or is not known any more."""
+    """A task whose last job is `job`, which failed or is not known any more."""
 
     def __init__(self, paths: SwarmPaths, task: int, job: str, clock: Clock = time) -> None:
         self._at_work = paths.at_work(task)
@@ -41,7 +41,8 @@ class KilledTask:
 
     @classmethod
     def forgotten(cls, paths: SwarmPaths, task: int, clock: Clock = time) -> KilledTask | None:
-        """One of which Slurm knows no job any more, as it does minutes after its end (`MinJobAge`).
+        """One of which Slurm knows no job any more, as it does minutes after its end (`MinJobAge`),
+        except a task that began a moment ago: the queue snapshot may be older.
 
         Not one that began a moment ago: the look at the queue may be older.
         """
@@ -55,8 +56,8 @@ class KilledTask:
         return cls(paths, task, job, clock) if clock.time() - began >= _LOOKED_S else None
 
     @property
-    def found(self) -> bool:
-        """Whether it was killed, and is not given up."""
+    def was_killed(self) -> bool:
+        """Whether the task was killed and has not been given up."""
         try:
             return self._at_work.read_text("utf-8") == self._job
         except FileNotFoundError:
@@ -64,14 +65,14 @@ class KilledTask:
 
     @property
     def began(self) -> bool:
-        """Whether our program ever ran in it: on a node where it cannot, nothing is written."""
+        """Whether our program ever ran in it: on a node where it cannot, no file is written."""
         try:
             return self._at_work.read_text("utf-8").removesuffix(ENDED) == self._job
         except FileNotFoundError:
             return False
 
     def once_more(self) -> bool:
-        """Whether it gets a successor, which is counted; else it is given up, for ever."""
+        """Whether it gets a successor, which is counted; otherwise it is given up permanently."""
         ran_s = self._clock.time() - self._at_work.stat().st_mtime
         before = self._replaced.read_text("utf-8").split() if self._replaced.exists() else []
         before = [] if _OF_TASK.is_progress(ran_s) else before
@@ -88,34 +89,34 @@ class KilledTask:
 
 _LOOK_S = 5.0
 _CONNECT_S = 3.0
-_GONE_S = 20.0  # not reached for so long; Slurm acts itself where it may
-_ASK_S = 30.0  # then Slurm is asked, ever more seldom: an endpoint may wait for its turn for hours
+_GONE_S = 20.0  # not reached for so long; Slurm may act itself
+_ASK_S = 30.0  # interval of queries of Slurm, growing: an endpoint may wait for hours
 _ASK_MAX_S = 600.0
-_SHARED = 1 / 8  # of a pause: so long one task's question is that of all
-_CLAIMED_S = 120.0  # no claimant takes so long to submit: one that has not by then was killed
-_MOST_CLAIMS = 3  # of one lost job
-_OVER_S = 300.0  # so long nobody has brought it back, as far as those who ask saw
+_SHARED = 1 / 8  # of a pause: within it, one task's query serves all
+_CLAIMED_S = 120.0  # submitting takes less; a claimant that has not submitted by then was killed
+_MOST_CLAIMS = 3  # per lost job
+_OVER_S = 300.0  # not resubmitted for so long, as far as the asking tasks observed
 
 
 def comes_back(paths: SwarmPaths, ended: SlurmJob, clock: Clock) -> bool:
-    """Whether an endpoint's job that is over gets a successor: not one that somebody ended, nor one
-    that has failed a few times lately.
+    """Whether an endpoint's job that is over gets a successor: not if it was cancelled, or has
+    failed a few times recently.
     """
     if ended.state not in BROKEN:
         return ended.state in LOST
     pattern = paths.endpoint_successor("*")
     failed_at: list[float] = []
     for claim in pattern.parent.glob(pattern.name):
-        with contextlib.suppress(FileNotFoundError):  # taken back: its successor was refused
+        with contextlib.suppress(FileNotFoundError):  # undone, because its successor was refused
             if claim.read_text("utf-8") in BROKEN:
                 failed_at.append(claim.stat().st_mtime)
     return not RestartBudget(_OF_ENDPOINT, failed_at).exhausted(clock.time())
 
 
 class LostEndpoint:
-    """Looks from one task, whenever it is called and it is time. An endpoint that is not reached
-    for `gone_s` may be lost. The tasks see so at the same moment: each waits a while by chance, up
-    to `gone_s` again, and asks Slurm only if no other one has just done so.
+    """Checks for one task, whenever it is called and a check is due. An endpoint that is not
+    reached for `gone_s` may be lost. All tasks see that at the same moment, so each waits for a
+    random time of up to `gone_s`, and asks Slurm only if no other task has just done so.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class LostEndpoint:
         self._clock = clock
         self._next_look = -math.inf
         self._rest_s = _ASK_S
-        self.over = False  # for good, so that the task is to end
+        self.over = False  # permanently, so that the task ends
         self._expect(clock.monotonic())
 
     def _expect(self, reached_at: float) -> None:
@@ -141,7 +142,7 @@ class LostEndpoint:
         self._next_question = reached_at + patience_s
 
     def look(self) -> None:
-        """Submit the endpoint's script again if it was lost. Raises nothing."""
+        """Resubmit the endpoint's script if the endpoint was lost. Raises nothing."""
         now = self._clock.monotonic()
         if now < self._next_look:
             return
@@ -149,14 +150,14 @@ class LostEndpoint:
         try:
             self._look(now)
         except (PlatformError, OSError, ValueError, KeyError) as error:
-            _log.warning("cannot look for the endpoint now: %s", error)
+            _log.warning("cannot check on the endpoint now: %s", error)
         except Exception:  # noqa: BLE001 - engines are not to end for it
-            _log.exception("cannot look for the endpoint now")
+            _log.exception("cannot check on the endpoint now")
 
     def _look(self, now: float) -> None:
         if self._reached():
             self._expect(now)
-            if self._paths.endpoint_over.exists():  # somebody has put it back
+            if self._paths.endpoint_over.exists():  # it has been resubmitted
                 self._paths.endpoint_over.unlink(missing_ok=True)
             return
         if now >= self._next_question:
@@ -169,7 +170,7 @@ class LostEndpoint:
         self.over = note is not None and note["ends"]
 
     def _reached(self) -> bool:
-        try:  # plain JSON: a task does without the models that readers of addresses have
+        try:  # plain JSON: the model's imports cost more than a task's
             address = json.loads(self._paths.endpoint.read_text("utf-8"))
             place = urlsplit(address["collector_url"] or "")
             socket.create_connection((place.hostname or "", place.port or 0), _CONNECT_S).close()
@@ -178,9 +179,9 @@ class LostEndpoint:
         return True
 
     def _is_first_to_ask(self, within_s: float) -> bool:
-        """Whether no other task has asked lately: of a thousand that see the loss a few ask."""
+        """Whether no other task has asked recently: of a thousand that see the loss, a few ask."""
         asked = self._paths.endpoint_asked
-        with contextlib.suppress(OSError):  # each asks for itself then
+        with contextlib.suppress(OSError):  # then each asks for itself
             if asked.exists() and self._clock.time() - asked.stat().st_mtime < within_s:
                 return False
             asked.touch(0o600)
@@ -201,14 +202,14 @@ class LostEndpoint:
         return str(json.loads(self._paths.endpoint_spec.read_text("utf-8"))["tag"])
 
     def _note_over(self, *, known: bool) -> None:
-        """Write down for all tasks since when the endpoint is over, and then that they end. Slurm
-        forgets such a job meanwhile (`known`); what it never showed says nothing.
+        """Record for all tasks since when the endpoint is over, and later that they are to end.
+        Slurm forgets such a job meanwhile (`known`); one that it never showed proves nothing.
         """
         note, now = self._note(), self._clock.time()
         if note is None and known:
             self._write_note({"tag": self._tag(), "since": now, "ends": False})
         elif note is not None and not note["ends"] and now - note["since"] >= _OVER_S:
-            _log.warning("the endpoint is over and nobody brings it back: the replicas end")
+            _log.warning("the endpoint is over and was not resubmitted: the replicas end")
             self._write_note({**note, "ends": True})
 
     def _note(self) -> dict[str, Any] | None:
@@ -229,14 +230,14 @@ class LostEndpoint:
         try:
             claim.write_text(lost.state, "utf-8")
             _log.info("its successor is %s", self._slurm.submit(self._paths.endpoint_script))
-        except (PlatformError, OSError):  # another time, whoever it is
+        except (PlatformError, OSError):  # repeated later, by any task
             claim.unlink(missing_ok=True)
             raise
 
     def _claimed(self, lost: SlurmJob) -> Path | None:
-        """A claim that is this task's alone; None while another one's is good. That of one who was
-        killed before its successor came is left behind: the next claim has another name, so that
-        of several who see so one gets it.
+        """A claim that only this task holds; None while another task's claim is valid. The claim of
+        a task that was killed before its successor appeared is left behind: the next claim has
+        another name, so that of several tasks that see this, one gets it.
         """
         for number in range(_MOST_CLAIMS):
             name = f"{lost.id}-{number}" if number else lost.id

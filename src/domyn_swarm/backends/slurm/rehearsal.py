@@ -26,8 +26,8 @@ from domyn_swarm.paths import write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 from domyn_swarm.probing import Clock
 
-_SEEN_WITHIN_S = 20.0  # what a node wrote is seen here so much later
-_LOG_WITHIN_S = 3.0  # the end of a log that is seen already
+_SEEN_WITHIN_S = 20.0  # delay until what a node wrote is visible here
+_LOG_WITHIN_S = 3.0  # delay until the end of a visible log is
 _LAST_LINES = 3
 
 
@@ -39,13 +39,13 @@ class RehearsalJob:
         self._wish = wish
         self._clock = clock
         self._job = ""
-        self._seen: SlurmJob | None = None  # by the last look
+        self._seen: SlurmJob | None = None  # in the last snapshot
         self._gives_up_at = self._over_at = math.inf
         self._said = ""
         self._log: Path | None = None
 
     def checks(self, plan: DeploymentPlan, ctx: DeploymentContext) -> Iterator[Check]:
-        """Run it and say what it found. Whatever happens, it is cancelled at the end.
+        """Run the job and return its results as checks. It is cancelled at the end in any case.
 
         Raises:
             PlatformError: Slurm refuses it, or cannot be asked.
@@ -84,8 +84,8 @@ class RehearsalJob:
         yield from node_checks(plan, visited)
 
     def _name_checks(self) -> Iterator[Check]:
-        """Whether the site left what jobs are known by as it was."""
-        if self._seen is None:  # it was over before it was seen
+        """Whether the site left the names and comments of jobs unchanged."""
+        if self._seen is None:  # it ended before it appeared in a snapshot
             return
         named = self._seen.name == REHEARSAL
         if self._seen.comment.startswith(REHEARSAL_COMMENT):
@@ -106,10 +106,10 @@ class RehearsalJob:
         return self._slurm.node_address(node) or node
 
     def _ended(self) -> bool:
-        """Whether it is over, also for who sees files late; or has waited for long enough."""
+        """Whether it is over, and its files are visible here too; or has waited long enough."""
         try:
             self._seen = self._slurm.jobs([self._job]).get(self._job, self._seen)
-        except PlatformError as error:  # it goes on meanwhile
+        except PlatformError as error:  # it runs on meanwhile
             self._tell(error.message)
             return self._clock.monotonic() > self._gives_up_at
         now = self._clock.monotonic()
@@ -129,7 +129,7 @@ class RehearsalJob:
             self._wish.say(f"The rehearsal, job {self._job}: {what}")
 
     def _why_not(self, folder: Path) -> Check:
-        """Why there is no report."""
+        """The check that says why there is no report."""
         if self._seen is None or self._seen.waiting:
             why = self._seen.observation.detail if self._seen else "it is not in the queue"
             return warning(
@@ -143,7 +143,7 @@ class RehearsalJob:
         except OSError:
             return failed(
                 "node",
-                f"{ended}; it wrote nothing to {folder}, which the node does not see, it seems",
+                f"{ended}; it wrote nothing to {folder}, which the node does not see, apparently",
                 "Set DOMYN_SWARM_HOME or home_directory to a folder that the nodes share.",
             )
         last = " / ".join(log.strip().splitlines()[-_LAST_LINES:]) or "its log is empty"
@@ -151,7 +151,7 @@ class RehearsalJob:
 
 
 def would_take_checks(name: str, tested: WouldTake) -> Iterator[Check]:
-    """What Slurm says of a script that it would take."""
+    """What Slurm answers about a script that it would accept."""
     if tested.away:
         away = quantity(tested.away, "node is", "nodes are")
         yield warning(

@@ -1,10 +1,10 @@
 """The replicas of an array task: `python -m domyn_swarm.backends.slurm.replica_task DIR PER_TASK`.
 
-Starts a watchdog for each replica of the task, inside the container where there is one; of a
-replica on several nodes, on the first of them, and on the others what its engine runs there.
-Before the time limit they drain, and the task goes back into the queue; so it does when one of its
-nodes is lost. A watchdog that is killed, or itself fails, starts again, with its engine; a task
-that is killed, or whose watchdogs die again and again, leaves a file: see `recovery`.
+Starts a watchdog for each replica of the task, inside the container if there is one; for a replica
+on several nodes, on the first of them, and the engine's other parts on the others. Before the time
+limit the replicas drain, and the task is requeued; likewise when one of its nodes is lost. A
+watchdog that is killed, or fails itself, is restarted with its engine. A task that is killed, or
+whose watchdogs fail repeatedly, leaves a file: see `recovery`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _log = get_logger(__name__)
 
 _EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - where the other nodes come from
 _NODE_PORTS_FROM = 29_500
-NODE_PORT = "DOMYN_SWARM_NODE_PORT"  # where the other nodes of a replica reach its first one
+NODE_PORT = "DOMYN_SWARM_NODE_PORT"  # where a replica's other nodes reach its first one
 
 
 class ReplicaTask:
-    """One task of the array, on the first of its nodes."""
+    """A task of the array, on the first of its nodes."""
 
     def __init__(self, paths: SwarmPaths, plan: TaskPlan, group: int, per_task: int) -> None:
         self._paths = paths
@@ -55,20 +55,20 @@ class ReplicaTask:
         self._logs = contextlib.ExitStack()
 
     def run(self) -> int:
-        """To the end of all; return the exit code."""
+        """Run until all replicas have ended; return the exit code."""
         self._note_at_work()
         given = os.environ.get("SLURM_JOB_START_TIME", "")
         began = float(given) if given.isdecimal() else time.time()
         self._note_allocation(began=began, replicas=[*self._replicas])
         try:
             code = self._serve()
-        except SwarmError:  # what it was told is wrong, and stays so; anything else is as a kill
+        except SwarmError:  # its settings are wrong, and stay so; other errors count as a kill
             self._note_at_work(ENDED)
             raise
-        self._note_allocation(ended=time.time())  # on its way back into the queue it is killed
+        self._note_allocation(ended=time.time())  # a task that is being requeued is killed
         self._come_back()
         self._leave_node(code)
-        if not died(code) or self._task.told:
+        if not died(code) or self._task.signalled:
             self._note_at_work(ENDED)
         self._note_allocation(ended=time.time())
         return code
@@ -79,20 +79,22 @@ class ReplicaTask:
         return range(first, min(first + self._per_task, self._plan.replicas))
 
     def _note_allocation(self, **line: object) -> None:
-        """Write into the swarm's ledger, beside what the replicas' watchdogs write."""
+        """Record the allocation in the swarm's ledger, beside the records of the replicas'
+        watchdogs.
+        """
         try:
             told = json.loads(self._paths.watchdog_spec(self._replicas[0]).read_text("utf-8"))
             file = Path(told["ledger_file"]).with_name(f"task-{self._group}.jsonl")
             with private_file(file).open("ab") as ledger:
                 ledger.write(json.dumps({"job": self._job, **line}).encode() + b"\n")
-        except (OSError, LookupError, ValueError) as error:  # no reason not to serve
+        except (OSError, LookupError, ValueError) as error:  # serving goes on without it
             _log.warning("the ledger lacks an allocation of task %d: %r", self._group, error)
 
     def _leave_node(self, code: int) -> None:
-        """Leave word where the engine does not get ready on this node: the endpoint program may
-        try another.
+        """Leave a file if the engine does not get ready on this node: the endpoint program may try
+        another.
         """
-        if code in (0, 1) or self._task.told:
+        if code in (0, 1) or self._task.signalled:
             return
         from domyn_swarm.watchdog import ELSEWHERE  # here: its imports cost more than a task's
 
@@ -111,7 +113,7 @@ class ReplicaTask:
         return code
 
     def _look_for_endpoint(self) -> None:
-        """GPUs are not held for an endpoint that nobody brings back."""
+        """Check on the endpoint: GPUs are not held for one that is not resubmitted."""
         self._endpoint.look()
         if self._endpoint.over:
             self._task.end()
@@ -119,11 +121,15 @@ class ReplicaTask:
     def _note_at_work(self, how: str = "") -> None:
         try:
             write_private(self._paths.at_work(self._group), f"{self._job}{how}")
-        except OSError as error:  # a full disk is no reason not to serve
-            _log.warning("how task %d ends cannot be told from a kill: %s", self._group, error)
+        except OSError as error:  # a full disk does not end it
+            _log.warning(
+                "how task %d ends cannot be recorded, and looks like a kill: %s", self._group, error
+            )
 
     def _gpus(self, place: int) -> dict[str, str]:
-        """The scheduler binds a task's GPUs; those that share a task share them out."""
+        """The GPUs of a replica. The scheduler binds those of the task; its replicas divide
+        them.
+        """
         if self._per_task == 1:
             return {}
         return visible_gpus(self._plan.gpus_per_replica, place)
@@ -133,12 +139,12 @@ class ReplicaTask:
         told = str(self._paths.watchdog_spec(index))
         command = self._inside(str(self._paths.watchdog_program), told, self._address)
         _log.info("replica %d on %s: %s", index, self._address, " ".join(command))
-        alone = self._plan.nodes_per_replica == 1  # else its nodes begin together
+        alone = self._plan.nodes_per_replica == 1  # else its nodes start together
         lifeline = loses_signals(self._plan)
         self._task.start(Child(command, env, log, again=alone, lifeline=lifeline))
 
     def _join_nodes(self, index: int) -> dict[str, str]:
-        """Start what the other nodes of the replica run, and what the first needs for them."""
+        """Start the parts on the replica's other nodes, and what the first node needs for them."""
         port = str(self._node_port())
         if self._paths.companion_spec.exists():
             log = self._logs.enter_context(open_log(self._paths.node_log(index, 0)))
@@ -162,8 +168,8 @@ class ReplicaTask:
         return {NODE_PORT: port}
 
     def _node_port(self) -> int:
-        """A port of this node that no other task or watchdog of this user's is given while this
-        task runs, and below those that the system gives to connections.
+        """A port of this node that no other task or watchdog of this user is given while this task
+        runs, below the range from which the system assigns ports to connections.
         """
         if self._plan.requires_ray:
             return self._plan.ray_port
@@ -177,7 +183,9 @@ class ReplicaTask:
         return inside(self._plan, [*program, *lifeline], self._paths)
 
     def _come_back(self) -> None:
-        """Another time: by requeueing, or by a successor, for which the endpoint program looks."""
+        """Return the task to the queue: by requeueing, or by a successor, which the endpoint
+        program submits.
+        """
         come_back(
             self._task,
             self._job,

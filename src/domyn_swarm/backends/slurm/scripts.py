@@ -1,5 +1,5 @@
-"""The batch scripts: what stands before their command, and one of our programs. The only home of
-Jinja for scripts.
+"""Renders batch scripts: a prologue, and the command of one of our programs. The only module that
+uses Jinja for scripts.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from domyn_swarm.errors import ConfigError
 
-# Names of files, prompts and logs are the same on each node, whatever its locale.
+# File names, prompts and logs are the same on each node, whatever its locale.
 _UTF8 = "export PYTHONUTF8=1\n"
 
-# Shells that are not for logins have no `module` on many sites.
+# On many sites, shells that are not login shells have no `module`.
 _FIND_MODULE = """\
 for init in "${LMOD_PKG:-/}/init/bash" "${MODULESHOME:-/}/init/bash" /etc/profile.d/*mod*.sh; do
     type module > /dev/null 2>&1 || [ ! -r "$init" ] || . "$init"
@@ -26,8 +26,8 @@ type module > /dev/null 2>&1 || {
     exit 1
 }
 """
-# Environment Modules 3 says that there is no such module, and ends with 0. A module changes the
-# shell that loads it, so that what it says goes to a file.
+# Environment Modules 3 reports a missing module, and ends with 0. A module changes the shell that
+# loads it, so its messages go to a file.
 _LOAD = """\
 said=$(mktemp 2> /dev/null || mktemp -p /dev/shm 2> /dev/null) || said=/dev/null
 module load {module} 2> "$said" && ! grep -q 'Unable to locate a modulefile' "$said" || {{
@@ -42,17 +42,23 @@ cat "$said" >&2
 
 
 def prologue(modules: Sequence[str], foreign: Sequence[str]) -> str:
-    """All of it. `foreign`: variables that are not for the Python that runs then."""
+    """The script's lines before the command. `foreign`: variables to remove for the Python that
+    runs then.
+    """
     return load_modules(modules) + _own_python(foreign) + _UTF8
 
 
 def _own_python(foreign: Sequence[str]) -> str:
-    """Keeps these variables from the environment's Python, and the packages of `~/.local`."""
+    """Lines that keep these variables, and the packages of `~/.local`, from the environment's
+    Python.
+    """
     return f"unset {' '.join(foreign)}\nexport PYTHONNOUSERSITE=1\n" if foreign else ""
 
 
 def load_modules(modules: Sequence[str]) -> str:
-    """Loads environment modules, or ends the script with the one that is not to be had."""
+    """Lines that load environment modules, or end the script naming the one that cannot be
+    loaded.
+    """
     if not modules:
         return ""
     return _FIND_MODULE + "".join(_LOAD.format(module=shlex.quote(one)) for one in modules)
@@ -64,17 +70,17 @@ _PLAIN = re.compile(r"[\w.,:/@%+=\[\]*~^()-]+")
 
 @dataclass(frozen=True)
 class BatchScript:
-    """One script: options for sbatch, an environment, a command."""
+    """A script: options for sbatch, an environment, a command."""
 
     name: str
     comment: str
-    output: Path  # may hold Slurm's patterns; `%` of the folder is doubled by the caller
+    output: Path  # may hold Slurm's patterns; the caller doubles `%` of the folder
     command: Sequence[str]
     options: Mapping[str, str | int | None] = field(default_factory=dict)  # None: left out
     flags: Sequence[str] = ()  # options without a value
     preamble: Sequence[str] = ()
     modules: Sequence[str] = ()
-    foreign: Sequence[str] = ()  # variables that are not for the Python that runs here
+    foreign: Sequence[str] = ()  # variables to remove for the Python that runs here
     env: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, template: str, site_template: Path | None = None) -> str:
@@ -126,10 +132,10 @@ class BatchScript:
 
 
 def sbatch_word(name: str, value: str | int) -> str:
-    """A value as an `#SBATCH` line holds it: plain, or in double quotes.
+    """A value as an `#SBATCH` line takes it: plain, or in double quotes.
 
     Raises:
-        ConfigError: it holds what no such line can: a line break or a control character.
+        ConfigError: it holds a line break or a control character, which no such line can.
     """
     text = str(value)
     if _PLAIN.fullmatch(text):

@@ -1,4 +1,4 @@
-"""A swarm as two Slurm jobs: the endpoint, and an array whose tasks hold the replicas."""
+"""A swarm as two Slurm jobs: the endpoint, and an array whose tasks run the replicas."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from domyn_swarm.backends.slurm.parts import (
     replicas_of,
     task_of,
 )
-from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, of_part, unseen
+from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, no_log, of_part
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.recovery import comes_back
 from domyn_swarm.backends.slurm.states import LOST, SlurmJob
@@ -69,8 +69,8 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
     def __init__(self, slurm: Scheduler | None = None, clock: Clock = time) -> None:
         self._slurm = slurm or Slurm()
         self._clock = clock
-        self._surely_ended: set[str] = set()  # replicas' jobs without a successor
-        self._surely_over: set[str] = set()  # endpoints' jobs without a successor, by a fresh look
+        self._surely_ended: set[str] = set()  # jobs of replicas that get no successor
+        self._surely_over: set[str] = set()  # jobs of endpoints that get none, by a fresh snapshot
         self._prospects = Prospects(self._slurm, clock, _exceeded)
 
     @override
@@ -94,7 +94,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         # No GPU is held for an endpoint that waits: tasks are scheduled once its job has started.
         replicas: list[PlatformPart] = []
         if plan.launched_replicas:
-            tasks = None  # all of the script's array
+            tasks = None  # all tasks of the script's array
             if plan.elastic is not None:
                 tasks = range(math.ceil(plan.launched_replicas / per_task))
             array = submissions.submit("replica", tasks, after=endpoint.platform_id)
@@ -127,7 +127,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         from domyn_swarm.backends.slurm.rehearsal import would_take_checks
 
         if (never := _exceeded(plan)) is not None:
-            raise SubmitRejected(f"Slurm would take it and never run it: {never}")
+            raise SubmitRejected(f"Slurm would accept it and never run it: {never}")
         said: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
             for name, text in scripts.texts.items():
@@ -161,7 +161,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
     ) -> None:
         """Added replicas are a new array of the kept script."""
         paths = SwarmPaths(Path(handle.swarm_dir))
-        self._slurm.expect_change()  # the endpoint may have replaced a replica a moment ago
+        self._slurm.expect_change()  # the endpoint may have just replaced a replica
         replicas = [one for one in self._tagged(handle) if one.kind == "replica"]
         per_task = next((one.per_task for one in replicas), 1)
         spec_before = paths.endpoint_spec.read_text("utf-8")
@@ -182,13 +182,13 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
                 record(*replica_parts(array, added, per_task))
                 submissions.recorded("replica")
             self._slurm.cancel([live[group] for group in live if group >= tasks], signal="TERM")
-        except SubmissionUnknown:  # they may come, and are wanted then
+        except SubmissionUnknown:  # they may appear, and are wanted then
             raise
         except (SwarmError, OSError):
             write_private(paths.endpoint_spec, spec_before)
             raise
 
-    # -- asking ------------------------------------------------------------------------------------
+    # -- queries ----------------------------------------------------------------------------------
 
     @override
     def probe(self, handle: ServingHandle) -> Observation:
@@ -198,7 +198,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
             return Observation(Phase.UNKNOWN, error.message)
         together = self._prospects.of(handle, seen)
         if together.phase is Phase.STOPPED and (kind := self._unanswered(handle)) is not None:
-            return Observation(Phase.UNKNOWN, f"Slurm may yet take what was submitted ({kind})")
+            return Observation(Phase.UNKNOWN, f"Slurm may yet accept what was submitted ({kind})")
         return together
 
     @override
@@ -222,18 +222,18 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
     def _place(
         paths: SwarmPaths, part: PlatformPart, job: SlurmJob | None, successor: bool
     ) -> Observation:
-        """What is in a part's place: of one that waits for its turn again also how its last run
-        ended, and of one that failed without a line why.
+        """The job of a part: for one that was requeued, also how its last run ended, and for one
+        that failed without writing to its log, why.
         """
         again = part.kind == "replica" and job is not None and job.waiting
         before = last_end(batch_log(paths, part)) if again else None
         place = of_part(job, successor, before)
-        words = unseen(paths, part, job) if place.phase.terminal else None
+        words = no_log(paths, part, job) if place.phase.terminal else None
         return place if words is None else Observation(place.phase, words)
 
     def _any_doubtful(self, seen: JobsOfParts, coming: Collection[PlatformPart]) -> bool:
-        """Whether a replica seems to have ended without a word for the first time. The word is
-        taken away once the successor is submitted, which a look from before does not show.
+        """Whether a replica seems to have ended without a record for the first time. The record is
+        removed once the successor is submitted, which an older snapshot does not show.
         """
         ended = {
             job.id
@@ -245,8 +245,8 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         return bool(doubtful)
 
     def _successors(self, handle: ServingHandle) -> set[PlatformPart]:
-        """The replicas whose jobs are over and that the endpoint program submits anew, as far as
-        can be told from outside.
+        """The replicas whose jobs are over and that the endpoint program will resubmit, as far as
+        this can be determined from outside.
         """
         paths = SwarmPaths(Path(handle.swarm_dir))
         last = {
@@ -277,10 +277,10 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         """
         own = [part.platform_id for part in handle.parts if part.kind == "endpoint"]
         try:
-            for at_most_s in (math.inf, 0.0):  # a look from before may not show its successor
+            for at_most_s in (math.inf, 0.0):  # an older snapshot may not show its successor
                 jobs = tagged(self._slurm.queue(at_most_s).values(), handle.tag)
                 endpoints = [one.job for one in jobs if one.kind == "endpoint"]
-                known = endpoints or [*self._slurm.jobs(own).values()]  # a site may take its tag
+                known = endpoints or [*self._slurm.jobs(own).values()]  # a site may remove its tag
                 if any(not job.over for job in known):
                     return None
                 last = f"{handle.tag}/{known[-1].id}" if known else handle.tag
@@ -294,14 +294,14 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         if endpoints and looked_after and comes_back(paths, endpoints[-1], self._clock):
             return None
         if not known and not own and not jobs:
-            return None  # it cannot be told from a swarm whose jobs do not show their tag
+            return None  # it looks like a swarm whose jobs do not show their tag
         return f"the endpoint's job {ended_how(known[-1] if known else None)}"
 
     @override
     def find(self, handle: ServingHandle) -> list[ServingHandle]:
         """Jobs that are over are left out."""
         jobs = self._live(handle, at_most_s=_FRESH_S)
-        if not jobs:  # the swarm may be written off: what began a moment ago must be seen
+        if not jobs:  # an absent swarm may be recorded as stopped: recent jobs must show
             jobs = self._live(handle, at_most_s=0.0)
         parts = [part for one in jobs for part in parts_of(one)]
         if not parts:
@@ -310,7 +310,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         return [handle.model_copy(update={"parts": tuple(parts)})]
 
     def _seen(self, handle: ServingHandle) -> JobsOfParts:
-        """The job in each part's place: the one that is not over, whatever its id; else its own."""
+        """The job of each part: the one that is not over, whatever its id; else its own."""
         live = {
             (part.kind, part.index): one.job
             for one in self._tagged(handle)
@@ -342,7 +342,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         return [one for one in self._tagged(handle, at_most_s) if not one.job.over]
 
     def _tagged(self, handle: ServingHandle, at_most_s: float = math.inf) -> list[TaggedJob]:
-        """Its jobs by their tag, and those that show none and were never recorded."""
+        """Its jobs by their tag, and those that show no tag and were never recorded."""
         queue = self._slurm.queue(at_most_s)
         found = tagged(queue.values(), handle.tag)
         return [*found, *self._submissions(handle).untagged(queue, found)]
@@ -366,8 +366,8 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         kind = self._unanswered(handle)
         if kind is not None:
             raise PlatformError(
-                f"Nothing of the swarm runs, but Slurm may yet take what was submitted ({kind}) "
-                "minutes ago: it has not said whether it did.",
+                f"Nothing of the swarm runs, but Slurm may yet accept what was submitted ({kind}) "
+                "minutes ago: it has not answered.",
                 hint=f"Run `domyn-swarm down` again in {TAKEN_WITHIN_S / 60:g} minutes.",
             )
 

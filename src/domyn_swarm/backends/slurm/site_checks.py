@@ -1,4 +1,4 @@
-"""What a script will find around it on a node, as far as it can be told from here."""
+"""Whether a script has what it needs on a node, as far as that can be checked from here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _EXPECTED = re.compile(r"(?:HF|HUGGING_FACE|WANDB|AWS)_\w+|(?:https?|all|no)_pro
 
 
 def environment_checks(config: SlurmConfig) -> Iterator[Check]:
-    """Whether the modules can be loaded, and which variables do not arrive."""
+    """Whether the modules can be loaded, and which variables do not reach the nodes."""
     if config.modules:
         yield _modules(config)
     if (exported := _exported(config)) not in (None, "ALL"):
@@ -43,7 +43,7 @@ def environment_checks(config: SlurmConfig) -> Iterator[Check]:
 
 
 def _modules(config: SlurmConfig) -> Check:
-    """As a script would on a node: here they may be others."""
+    """Tried as a script on a node would; the modules here may differ."""
     wanted = ", ".join(config.modules)
     try:
         done = subprocess.run(
@@ -66,7 +66,7 @@ def _modules(config: SlurmConfig) -> Check:
 
 
 def _exported(config: SlurmConfig) -> str | None:
-    """What the preamble has sbatch take along of the environment; None: it says nothing."""
+    """Which part of the environment sbatch exports by the preamble; None: it does not say."""
     words = [word for line in config.preamble for word in options_of(line)]
     found = None
     for word, following in pairwise([*words, ""]):
@@ -91,13 +91,13 @@ def _missing(exported: str) -> Check:
 
 _NEEDED = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 _NODES_TRIED = 3
-# File systems that other machines see; what else it is, is likely this machine's own.
+# File systems that other machines share; any other type is probably local to this machine.
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "cifs", "panfs"}
 _SHARED |= {"wekafs", "virtiofs", "9p", "fuse.sshfs", "fuse.glusterfs", "orangefs", "afs", "smb3"}
 
 
 def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
-    """Every check of one swarm but whether Slurm would take its scripts."""
+    """Every check of one swarm, except whether Slurm would accept its scripts."""
     config = slurm_config(plan)
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
@@ -167,7 +167,7 @@ def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
     allowed = {
         qos for account, names in associations for qos in names if config.account in (None, account)
     }
-    qos = allowed or _all_qos(slurm)  # where nobody says who may use what, it must exist
+    qos = allowed or _all_qos(slurm)  # without rules of who may use it, it must exist
     for key, wanted, known in (
         ("account", config.account, accounts),
         ("qos", config.qos, qos),
@@ -186,8 +186,8 @@ def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
 
 
 def _names(slurm: Slurm) -> Check:
-    """Whether this machine reaches nodes by the addresses that Slurm tells: it must reach the
-    endpoint on one of them.
+    """Whether this machine resolves the nodes' addresses that Slurm shows: it must reach the
+    endpoint at one of them.
     """
     for node in sorted(slurm.names("node"))[:_NODES_TRIED]:
         address = slurm.node_address(node)
@@ -202,19 +202,19 @@ def _names(slurm: Slurm) -> Check:
 
 
 def _accounts(slurm: Slurm) -> list[tuple[str, list[str]]]:
-    """The accounts of the user and what QoS each may use; nothing without accounting."""
+    """The accounts of the user, and the QoS that each may use; nothing without accounting."""
     which = ("associations", f"user={user_name()}", "format=Account,QOS")
     split = [line.split("|") for line in slurm.lines(*SACCTMGR, *which) if "|" in line]
     return [(account, [one for one in qos.split(",") if one]) for account, qos, *_ in split]
 
 
 def _all_qos(slurm: Slurm) -> set[str]:
-    """The names of all QoS that there are; none without accounting."""
+    """The names of all QoS; none without accounting."""
     return {line.strip() for line in slurm.lines(*SACCTMGR, "qos", "format=Name")} - {""}
 
 
 def _shared(name: str, folder: Path) -> Check:
-    """Whether other machines may see a folder, by the kind of its file system."""
+    """Whether other machines share a folder, by the type of its file system."""
     kinds = {}
     for line in Path("/proc/mounts").read_text("utf-8").splitlines():
         _, place, kind, *_ = line.split()
@@ -231,7 +231,7 @@ def _shared(name: str, folder: Path) -> Check:
 
 
 def _environment(python: str) -> Check:
-    """Of `venv_path`: its interpreter, and our package."""
+    """Checks of `venv_path`: its interpreter, and our package."""
     if not Path(python).exists():
         return failed("venv_path", f"there is no {python}", "Create the environment there.")
     if not any(Path(python).parent.parent.glob("lib*/python3*/site-packages/domyn_swarm*")):
@@ -240,7 +240,7 @@ def _environment(python: str) -> Check:
 
 
 def _programs(plan: DeploymentPlan, config: SlurmConfig) -> Iterator[Check]:
-    """Where our programs and the engine come from on the nodes."""
+    """Where our programs and the engine are on the nodes."""
     python = None if config.venv_path is None else interpreter(config, "")
     there = python is None or Path(python).exists()
     if python is not None:

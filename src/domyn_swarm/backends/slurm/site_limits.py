@@ -1,4 +1,4 @@
-"""Whether what a swarm asks for can ever run at a site: its requests against the site's limits."""
+"""Whether a swarm's requests can ever run at a site: they are compared with the site's limits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SACCTMGR = ("sacctmgr", "--noheader", "--parsable2", "show")
 
 
 def user_name() -> str:
-    """The user as whom this process runs, whatever $LOGNAME and $USER say."""
+    """The name of the user that runs this process, whatever $LOGNAME and $USER say."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container without an entry for it
@@ -45,18 +45,18 @@ def user_name() -> str:
 
 
 def limit_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
-    """A check for each limit that the swarm meets; one that all is well where it meets none."""
+    """A check for each limit that the swarm exceeds; a passed one if it exceeds none."""
     seen: set[str] = set()
     for one in _findings(plan, slurm):
         if one.words not in seen:
             yield (failed if one.never else warning)("limits", one.words, one.fix)
         seen.add(one.words)
     if not seen:
-        yield ok("limits", "none of the partition, the QoS or the account is in the way")
+        yield ok("limits", "neither the partition nor the QoS nor the account prevents it")
 
 
 class _Side(NamedTuple):
-    """One kind of the swarm's jobs, and where it goes."""
+    """One kind of the swarm's jobs, and its partition, account and QoS."""
 
     request: Request
     partition: str
@@ -99,11 +99,11 @@ def _findings(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Finding]:
 
 
 def _limits(slurm: Slurm, side: _Side, associations: Sequence[Row]) -> list[Limits]:
-    """All that hold for one kind of jobs: those of its partition's QoS and of its own, which go
-    first, of the user's association, and of the accounts above that.
+    """All limits that apply to one kind of jobs: those of its partition's QoS and of its own, which
+    take precedence, of the user's association, and of the accounts above it.
     """
     turns: list[tuple[Row | None, str | None]] = [(_qos(slurm, side.qos or "normal"), None)]
-    if "," not in side.partition:  # else Slurm chooses one, and its QoS with it
+    if "," not in side.partition:  # else Slurm chooses a partition, and its QoS
         name = goes_first(_partition(slurm, side.partition))
         own = None if name is None else _qos(slurm, name)
         of_job = turns[0][0]
@@ -132,7 +132,7 @@ def _of_array(tasks: int, most: str) -> Iterator[Finding]:
 
 
 def _of_whole_nodes(slurm: Slurm, partition: str) -> Iterator[Finding]:
-    """Of the endpoint, which would take one for itself."""
+    """A finding if the endpoint would take a whole node for itself."""
     if slurm.gives_whole_nodes(partition):
         yield Finding(
             never=False,
@@ -142,7 +142,7 @@ def _of_whole_nodes(slurm: Slurm, partition: str) -> Iterator[Finding]:
 
 
 def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
-    """What the swarm's two kinds of jobs ask for: a task of the replicas, and the endpoint."""
+    """The requests of the swarm's two kinds of jobs: a task of the replicas, and the endpoint."""
     config, layout = slurm_config(plan), plan.layout
     nodes, own = layout.nodes_per_replica, config.endpoint
     gpus = layout.gpus_per_node if per_task > 1 else layout.tensor_parallel * nodes
@@ -185,8 +185,8 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
 
 
 def _of_partition(slurm: Slurm, side: _Side, account: str | None) -> Iterator[Finding]:
-    """What the partitions have against it, if none of them takes it. Of several one that has it
-    wait decides, else what each of them has.
+    """The partitions' reasons against a kind of jobs, if no partition accepts it. If there are
+    several and one of them only lets it wait, that decides; otherwise the reasons of each.
     """
     found: list[list[Finding]] = []
     for one in side.partition.split(","):
@@ -201,7 +201,7 @@ def _of_partition(slurm: Slurm, side: _Side, account: str | None) -> Iterator[Fi
         return
     worst = [next(finding for finding in one if finding.never) for one in found]
     words = "; ".join(dict.fromkeys(one.words for one in worst))
-    yield replace(worst[0], words=f"none of {side.partition} takes it: {words}")
+    yield replace(worst[0], words=f"none of {side.partition} accepts it: {words}")
 
 
 def _partition(slurm: Slurm, name: str) -> str:
@@ -209,7 +209,7 @@ def _partition(slurm: Slurm, name: str) -> str:
 
 
 def site_settings(slurm: Slurm) -> dict[str, str]:
-    """What the site has configured, by the names of `scontrol show config`."""
+    """The site's configuration, by the names of `scontrol show config`."""
     pairs = (line.partition("=") for line in slurm.lines("scontrol", "show", "config"))
     return {name.strip(): value.strip() for name, _, value in pairs}
 
@@ -220,8 +220,8 @@ def _default_account(slurm: Slurm) -> str | None:
 
 
 def _associations(slurm: Slurm, cluster: str, account: str | None, partition: str) -> list[Row]:
-    """The user's own association, that of the partition if there is one, then the accounts above
-    it, up to the root; nothing where accounting does not say.
+    """The user's association, that of the partition if there is one, then the accounts above it, up
+    to the root; nothing if accounting does not show them.
     """
     of_cluster = [f"cluster={cluster}"] if cluster else []
     asked = [*of_cluster, f"user={user_name()}", *([f"account={account}"] if account else [])]

@@ -1,4 +1,4 @@
-"""What Slurm's states mean. Pure: text in, records out."""
+"""The meaning of Slurm's states. Pure: text in, records out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from domyn_swarm.backends.slurm.reasons import never_runs, told
+from domyn_swarm.backends.slurm.reasons import explained, never_runs
 from domyn_swarm.probing import Observation, Phase
 
 _WAITING = frozenset(
@@ -19,11 +19,11 @@ _WAITING = frozenset(
 _GOING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"})
 _UNTOUCHED = frozenset({"RUNNING", "SIGNALING", "RESIZING"})
 _ENDED = frozenset({"COMPLETED", "CANCELLED"})
-# Ended through no fault of what ran. Slurm brings some back itself, where it may requeue them.
+# Ended through no fault of the program. Slurm requeues some of these itself, where it may.
 LOST = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"})
-BROKEN = frozenset({"FAILED", "OUT_OF_MEMORY"})  # what ends on purpose is COMPLETED, CANCELLED
+BROKEN = frozenset({"FAILED", "OUT_OF_MEMORY"})  # ended on purpose: COMPLETED, CANCELLED
 _FAILED = LOST | BROKEN | {"DEADLINE", "REVOKED"}
-_SAYS_NOTHING = ("", "NonZeroExitCode")  # reasons of a job that failed
+_SAYS_NOTHING = ("", "NonZeroExitCode")  # reasons of a failed job that explain nothing
 _MEANS = {
     "TIMEOUT": "reached its time limit",
     "NODE_FAIL": "lost its node",
@@ -37,11 +37,11 @@ _MEANS = {
 
 
 class SlurmJob(NamedTuple):
-    """One job, one task of an array, or one step, as `squeue` or `sacct` tells it."""
+    """A job, a task of an array, or a step, as `squeue` or `sacct` shows it."""
 
     id: str  # `17`, `17_3` for a task, `17.0` for a step
     state: str  # in full, for example OUT_OF_MEMORY
-    reason: str  # why it waits, or nothing
+    reason: str  # why it waits, or empty
     node: str
     ends_at: str  # as Slurm writes it; N/A while it waits
     comment: str
@@ -54,36 +54,36 @@ class SlurmJob(NamedTuple):
 
     @property
     def going(self) -> bool:
-        """Whether something of it runs."""
+        """Whether any part of it runs."""
         return self.state in _GOING
 
     @property
     def runs_on(self) -> bool:
-        """Whether it runs and Slurm is not ending it. While a signal is under way to it, as that of
-        its time limit, its state is SIGNALING.
+        """Whether it runs and Slurm is not ending it. While a signal is being sent to it, such as
+        that of its time limit, its state is SIGNALING.
         """
         return self.state in _UNTOUCHED
 
     @property
     def over(self) -> bool:
-        """Whether nothing of it runs nor will."""
+        """Whether no part of it runs, or will run."""
         return self.state in _ENDED or self.state in _FAILED
 
     @property
     def hopeless(self) -> bool:
-        """Whether it waits for what will not come as things are configured."""
+        """Whether it waits for something that cannot happen with this configuration."""
         return self.waiting and never_runs(self.reason)
 
     @property
     def limit(self) -> datetime | None:
-        """When it reaches its time limit; None while it waits, and without one."""
+        """When it reaches its time limit; None while it waits, and without a limit."""
         return _time(self.ends_at)
 
     @property
     def observation(self) -> Observation:
-        """The state in the words of readiness."""
+        """The state in terms of readiness."""
         if self.waiting:
-            why = told(self.reason or self.state, self.id)
+            why = explained(self.reason or self.state, self.id)
             if self.hopeless:
                 return Observation(Phase.FAILED, f"will not run ({why})")
             return Observation(Phase.QUEUED, f"waits in the queue ({why})")
@@ -97,7 +97,7 @@ class SlurmJob(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """What a running job has."""
+    """The resources of a running job."""
 
     cpus: int
     memory_mb: int | None  # None: Slurm does not count it here
@@ -108,9 +108,9 @@ _UNITS_MB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "P": 1024.0**
 
 
 def parse_allocation(text: str) -> Allocation:
-    """The line of `scontrol --oneliner show job`."""
+    """The allocation in a line of `scontrol --oneliner show job`."""
     cpus = re.search(r"\bNumCPUs=(\d+)", text)
-    # `TRES=` until 23.x; later versions show what was asked for and what was given
+    # `TRES=` until 23.x; later versions show requested and allocated resources separately
     memory = re.search(r"\b(?:Alloc)?TRES=\S*\bmem=([\d.]+)([KMGTP]?)", text)
     ends = re.search(r"\bEndTime=(\S+)", text)
     return Allocation(
@@ -135,14 +135,14 @@ STEP_ACCOUNT_FORMAT = "JobID,State,Reason,NodeList,End,JobName"
 
 
 def parse_queue(text: str) -> Iterator[SlurmJob]:
-    """Lines of `squeue` or `sacct`; a comment may hold bars."""
+    """The jobs in lines of `squeue` or `sacct`; a comment may contain bars."""
     for line in text.splitlines():
         fields = line.split("|", 5)
         if len(fields) < 6:
             continue
         identity, state, reason, node, ends_at, text = fields
         comment, bar, name = text.rpartition("|")
-        if not bar:  # a step, whose name stands for its comment
+        if not bar:  # a step: its name is in place of a comment
             comment, name = text, ""
         word = state.split()[0] if state.split() else ""  # sacct: "CANCELLED by 1000"
         said = "" if reason in ("None", "(null)") else reason
@@ -151,5 +151,5 @@ def parse_queue(text: str) -> Iterator[SlurmJob]:
 
 
 def latest(jobs: Iterable[SlurmJob]) -> dict[str, SlurmJob]:
-    """By id; of a job that was requeued, the last line."""
+    """Jobs by id; of a job that was requeued, the last line."""
     return {job.id: job for job in jobs}

@@ -1,5 +1,5 @@
-"""What Slurm's programs write into the output of what they end. It outlasts what the controller
-remembers, and is all that is known of a step's end.
+"""The messages that Slurm's programs write into the output of what they end. They outlast the
+controller's memory, and are the only record of a step's end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def written_cause(paths: JobPaths, slurm_id: str, *, recorded: bool) -> JobStatu
     Args:
         paths: of the job.
         slurm_id: of the job, or of the allocation that the step is in.
-        recorded: whether the job's own record says how it ended: then a cancel is no news.
+        recorded: whether the job's exit record says how it ended: then a cancel adds nothing.
     """
     job = re.escape(slurm_id)
     texts = [last_words(paths), read_tail(paths.srun_log)]
@@ -49,23 +49,23 @@ def written_cause(paths: JobPaths, slurm_id: str, *, recorded: bool) -> JobStatu
 
 
 def srun_was_ended(paths: JobPaths) -> bool:
-    """Whether a step ended because its `srun` was told to end, where the job was submitted: by a
-    logout, or by what ends long processes of login nodes. `job cancel` and `scancel` do not.
+    """Whether a step ended because its `srun` was ended where the job was submitted: by a logout,
+    or by a site that ends long processes on login nodes. `job cancel` and `scancel` do not do this.
     """
     return "srun: forcing job termination" in read_tail(paths.srun_log)
 
 
 def srun_was_killed(paths: JobPaths) -> bool:
-    """The same of one that was killed, of a step that has failed and left no record: an `srun` that
-    lives says how its step ended.
+    """The same for an `srun` that was killed, of a step that failed and left no record: an `srun`
+    that lives reports how its step ended.
     """
     silent = paths.srun_log.exists() and not read_tail(paths.srun_log).strip()
     return silent and not paths.exit.exists()
 
 
 def last_end(log: Path) -> str | None:
-    """Why Slurm ended the last run of a task of the replicas, by the task's batch log; None: it
-    does not say.
+    """Why Slurm ended the last run of a replicas' task, by the task's batch log; None: it does not
+    say.
     """
     found = _due(_BEGAN.split(read_tail(log))[-1], r"\d+", _ENDED)
     return None if found is None else _ENDED[found]

@@ -1,7 +1,7 @@
 """Jobs as steps in the allocation of the swarm's endpoint: they start at once and share it.
 
-A step lives as long as the `srun` that started it: in a session of its own on the submitting
-machine, so that it outlives the command line, and no longer than the endpoint's job.
+A step lives as long as the `srun` that started it: in its own session on the submitting machine, so
+that it outlives the command, but not the endpoint's job.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from domyn_swarm.planning.plan import SrunResources
 from domyn_swarm.probing import Clock
 
 _START_S = 60.0
-_FIRST_LOOK_S = 0.2  # then ever more seldom
+_FIRST_LOOK_S = 0.2  # at growing intervals
 _sruns: list[subprocess.Popen[bytes]] = []  # reaped when the next one starts
 
 
 class Srun(Protocol):
-    """An `srun` that was started: the step lives as long as it does."""
+    """A started `srun`; the step lives as long as it does."""
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """The exit code; None while it runs."""
 
     def terminate(self) -> None:
-        """Tell it to end."""
+        """Send SIGTERM."""
 
 
 def _start_srun(resources: SrunResources, paths: JobPaths) -> Srun:
@@ -56,7 +56,7 @@ def _start_srun(resources: SrunResources, paths: JobPaths) -> Srun:
 
 
 class Steps:
-    """Starts steps for jobs; what becomes of one is asked as of any other job."""
+    """Starts steps for jobs; their states are queried like those of any other job."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Steps:
         self._start_srun = start_srun
 
     def check(self, spec: ComputeSpec) -> None:
-        """Refuse what does not fit into the endpoint's allocation, with the numbers.
+        """Refuse a job that does not fit into the endpoint's allocation, with the numbers.
 
         Raises:
             ConfigError: it does not fit.
@@ -95,9 +95,10 @@ class Steps:
         srun = self._start_srun(resources, paths)
         try:
             step = self._started(resources, srun, paths)
-            _refuse_leaving(resources.allocation, spec)  # those who were warned did not know of it
+            # the jobs that were signalled did not include it
+            _refuse_leaving(resources.allocation, spec)
             return step
-        except BaseException:  # what is reported as not started must not run
+        except BaseException:  # a job that is reported as not started must not run
             srun.terminate()
             raise
 
@@ -112,7 +113,7 @@ class Steps:
                 break
             self._clock.sleep(wait_s)
             wait_s = min(2.0, 1.5 * wait_s)
-        if paths.exit.exists():  # it was over before it could be seen
+        if paths.exit.exists():  # it ended before it appeared
             return f"{resources.allocation}.+"
         said = refusal(paths.srun_log.read_text("utf-8", errors="replace"))
         raise SubmitRejected(
@@ -166,7 +167,7 @@ def _refuse_leaving(endpoint: str, spec: ComputeSpec) -> None:
 
 
 def _check_fits(*known: tuple[str, float | None, float | None, str]) -> None:
-    """Each is what, how much is wanted, how much is there, and the key that gives more."""
+    """Each item: what, how much is wanted, how much is available, and the key that gives more."""
     for what, wanted, there, key in known:
         if wanted is not None and there is not None and wanted > there:
             raise ConfigError(

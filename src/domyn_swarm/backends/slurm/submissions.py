@@ -1,7 +1,7 @@
-"""Submissions of a swarm's jobs that Slurm may have taken without saying so: whoever submitted got
-no answer in time, or was killed before it had recorded the answer. The job may be in the queue much
-later. It is known by the swarm's tag; where a site takes that away, by its id if that was answered,
-else by the file that it prints to, which is in the swarm's folder.
+"""Submissions of a swarm's jobs that Slurm may have accepted without an answer: the caller got none
+in time, or was killed before it recorded the answer. The job may appear in the queue much later. It
+is recognized by the swarm's tag; if the site removes that, by its id if one was returned, else by
+its output file, which is in the swarm's folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
-TAKEN_WITHIN_S = 300.0  # what is not in the queue by then was not taken
+TAKEN_WITHIN_S = 300.0  # a job that is not in the queue by then was not accepted
 
 Kind = Literal["endpoint", "replica"]
 _KINDS: tuple[Kind, ...] = ("endpoint", "replica")
@@ -34,15 +34,15 @@ _DEPENDS = re.compile(r"^#SBATCH.*\s(?:--dep|-d)", re.MULTILINE)  # by a site's 
 
 
 class _UnderWay(NamedTuple):
-    """What the file says of a submission."""
+    """The file about a submission under way."""
 
-    before: frozenset[str]  # jobs of the kind that there were already
+    before: frozenset[str]  # jobs of the kind that existed before it
     answered: str | None  # the new job's id
 
 
 class Submissions:
-    """Of one swarm. From before each submission until its answer is recorded a file says that it is
-    under way, which jobs of its kind there were before, and then the answer.
+    """The submissions of one swarm. From before each submission until its answer is recorded, a
+    file holds that it is under way, which jobs of its kind existed before, and then the answer.
     """
 
     def __init__(self, slurm: Scheduler, paths: SwarmPaths, clock: Clock) -> None:
@@ -58,9 +58,9 @@ class Submissions:
         before: Iterable[TaggedJob] = (),
         after: str | None = None,
     ) -> str:
-        """Submit the script of a kind of jobs, with `array` for these of its tasks; the new job's
-        id, which is `recorded` next. `before`: what there is of the swarm already; `after`: a job
-        that must have started first, unless the script names a dependency of its own.
+        """Submit the script of a kind of jobs, with `array` for these of its tasks, and return the
+        new job's id; the caller records it and calls `recorded`. `before`: the swarm's jobs so far;
+        `after`: a job that must have started first, unless the script names its own dependency.
 
         Raises:
             PlatformError: as `Slurm.submit`.
@@ -82,12 +82,12 @@ class Submissions:
         return job
 
     def recorded(self, kind: Kind) -> None:
-        """The answer is in the swarm's record."""
+        """Mark the answer as recorded in the swarm's record."""
         self._paths.submitting(kind).unlink(missing_ok=True)
 
     def unanswered(self, jobs: Sequence[TaggedJob]) -> Kind | None:
-        """A kind of jobs that Slurm may yet take: submitted lately, without an answer, and not
-        among these of the queue. None: there is nothing to come.
+        """A kind of jobs that Slurm may yet accept: submitted recently, without an answer, and not
+        among these jobs of the queue. None: nothing is pending.
         """
         for kind in _KINDS:
             under_way = self._under_way(kind)
@@ -101,11 +101,11 @@ class Submissions:
     def untagged(
         self, queue: Mapping[str, SlurmJob], shown: Sequence[TaggedJob]
     ) -> list[TaggedJob]:
-        """What became of submissions that were not recorded, among the jobs of the queue that do
-        not show the swarm's tag; `shown` are those that do.
+        """The jobs of unrecorded submissions among the jobs of the queue that do not show the
+        swarm's tag; `shown` are those that do.
 
         Raises:
-            PlatformError: Slurm cannot be asked where they print to.
+            PlatformError: Slurm cannot be asked for their output files.
         """
         found = []
         for kind in _KINDS:
@@ -118,7 +118,7 @@ class Submissions:
         return found
 
     def _of(self, kind: Kind, under_way: _UnderWay, ids: Sequence[str]) -> list[str]:
-        """Those of these jobs that a submission brought about."""
+        """Those of these jobs that a submission created."""
         if under_way.answered is not None or not ids:
             return [one for one in ids if one.partition("_")[0] == under_way.answered]
         logs = self._paths.endpoint_log if kind == "endpoint" else self._paths.slurm_logs
@@ -145,13 +145,13 @@ class Submissions:
 
 
 def replicas_per_task(paths: SwarmPaths) -> int:
-    """How many replicas share a task, as the kept script has it."""
+    """How many replicas share a task, according to the kept script."""
     said = _PER_TASK.search(paths.replica_script.read_text("utf-8"))
     return int(said[1]) if said else 1
 
 
 def warn_of_hidden(slurm: Scheduler, tag: str, job: str) -> None:
-    """Say what will not work where a job that was just submitted does not show its swarm's tag."""
+    """Warn of what will not work if a job that was just submitted does not show its swarm's tag."""
     try:
         seen = slurm.queue(at_most_s=0.0).get(job)
     except PlatformError:

@@ -1,4 +1,4 @@
-"""What our programs inside a Slurm job share: a child, the way back into the queue.
+"""Shared by our programs inside a Slurm job: child processes, and the return to the queue.
 
 The batch script becomes the task by `exec`, so signals to the job's shell reach it: USR1 some time
 before the time limit, TERM when the job is cancelled.
@@ -29,7 +29,7 @@ _log = get_logger(__name__)
 _PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.2
 _REQUEUE_S = 120.0  # from `scontrol requeue` until Slurm ends this task
-_AGAIN_S = 3.0  # a controller that does not answer is asked again
+_AGAIN_S = 3.0  # interval of repeats while the controller does not answer
 _KILLED = frozenset(
     128 + number
     for number in (
@@ -37,56 +37,56 @@ _KILLED = frozenset(
         *(signal.SIGABRT, signal.SIGILL, signal.SIGFPE),
     )
 )
-_RESTARTS = RestartPolicy(most=3, within_s=3600.0)  # of one program, at once
+_RESTARTS = RestartPolicy(most=3, within_s=3600.0)  # of one program, without a pause
 
 
 class Child(NamedTuple):
-    """A program of a task; `env` is added to the task's own."""
+    """A program of a task; `env` is added to the task's own environment."""
 
     command: Sequence[str]
     env: Mapping[str, str]
     log: IO[bytes]
-    companion: bool = False  # it serves the others: told to end after them, and they end with it
-    again: bool = False  # it is started again when it dies, a few times within an hour
-    lifeline: bool = False  # its input ends with the task: see `containers.loses_signals`
+    companion: bool = False  # serves the others: ended after them, and they end with it
+    again: bool = False  # restarted if it fails, a few times within an hour
+    lifeline: bool = False  # its input closes with the task: see `containers.loses_signals`
 
 
 class Process(Protocol):
-    """What a task asks of a program that it runs."""
+    """The operations on a program that a task runs."""
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """The process id."""
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the number of a signal; None while it runs."""
+        """The exit code, or minus the number of a signal; None while it runs."""
 
     def wait(self) -> int:
-        """The same, once it has ended."""
+        """Wait for its end, and return the same."""
 
     def send_signal(self, number: int, /) -> None:
-        """Send a signal to it; nothing once it has ended."""
+        """Send a signal; does nothing once it has ended."""
 
     def terminate(self) -> None:
-        """Tell it to end."""
+        """Send SIGTERM."""
 
 
 class Returning(Protocol):
-    """What ended before its time, and may run on another time."""
+    """A task or job that ended before its time, and may run again."""
 
     @property
     def goes_back(self) -> bool:
-        """Whether it may: nobody has ended it meanwhile."""
+        """Whether it may: it was not cancelled meanwhile."""
 
     def heed(self) -> None:
-        """Do what is to be done before the end."""
+        """Do what has to be done before the end."""
 
     def rest(self, seconds: float) -> None:
-        """Do nothing for so long, or until it is told to end."""
+        """Wait for so long, or until a signal to end arrives."""
 
 
 def _start_process(child: Child) -> Process:
-    """The program runs; it ends with this task, however that ends."""
+    """Start the program; it ends with this task, however that ends."""
     return subprocess.Popen(
         child.command,
         env={**os.environ, **child.env},
@@ -98,7 +98,7 @@ def _start_process(child: Child) -> Process:
 
 
 class _Running:
-    """A child as it runs."""
+    """A running child."""
 
     def __init__(self, child: Child, start: Callable[[Child], Process], clock: Clock) -> None:
         self.child = child
@@ -118,24 +118,24 @@ class _Running:
         return code if code >= 0 else 128 - code
 
     def again_if_dead(self) -> None:
-        """Start it once more should it have died, but not for ever."""
+        """Restart it if it has failed, within the restart budget."""
         if not (self.child.again and self.ended and died(self.code)):
             return
         if self._restarts.take(self._clock.monotonic()) is None:
             return
         try:
             pid, code = self.process.pid, self.code
-            _log.warning("process %d died (code %d); it starts again", pid, code)
+            _log.warning("process %d failed (code %d); it is restarted", pid, code)
             self.process = self._start(self.child)
-        except OSError as error:  # the task's other programs are not to end for it
-            _log.error("it does not: %s", error)
+        except OSError as error:  # the task's other programs go on
+            _log.error("it cannot be restarted: %s", error)
 
 
 class Task:
-    """Runs programs and hands signals on to them.
+    """Runs programs and forwards signals to them.
 
-    `before_end` is called when the time limit is near, before the programs are told to end: not by
-    the signal's handler, but where the task waits. `start` starts a program.
+    `before_end` is called when the time limit is near, before the programs are signalled: not in
+    the signal handler, but where the task waits. `start` starts a program.
     """
 
     def __init__(
@@ -157,19 +157,19 @@ class Task:
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Note it, and hand it on: at once, whatever the task does. That is a system call or two
-        for each program; all that takes time is done where the task waits.
+        """Record the signal and forward it at once, whatever the task does. That takes a system
+        call or two per program; anything slower is done where the task waits.
         """
         if number == signal.SIGUSR1:
             self.warned = True
-            if self._before_end is not None:  # it takes its time: see `heed`
+            if self._before_end is not None:  # it takes time: see `heed`
                 return
         else:
             self._stopped = True
         self._hand_on()
 
     def heed(self) -> None:
-        """Do what is to be done before the end, once, should the time limit be near."""
+        """Do what has to be done before the end, once, if the time limit is near."""
         if self.warned and self._before_end is not None:
             self._before_end()
             self._before_end = None
@@ -181,8 +181,8 @@ class Task:
                 child.process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """End as if somebody had cancelled the task: its programs are told, and it does not come
-        back.
+        """End as if the task had been cancelled: its programs are signalled, and it is not
+        requeued.
         """
         if not self._stopped:
             self._stopped = True
@@ -193,17 +193,17 @@ class Task:
         (self._companions if child.companion else self._children).append(
             _Running(child, self._start, self._clock)
         )
-        if self.told:  # it came before there was a child to tell
+        if self.signalled:  # the signal came before there was a child
             self._hand_on()
 
     def wait(self, meanwhile: Callable[[], None] = lambda: None) -> int:
-        """Wait for the end of all programs; the first exit code that is not 0, 128 + the number
-        for a signal. A companion that ends before them is their end too. `meanwhile` is called
-        again and again.
+        """Wait for the end of all programs; return the first exit code that is not 0, or 128 + the
+        number of a signal. A companion that ends first ends the others. `meanwhile` is called
+        repeatedly.
         """
         while self._any_left():
             self.lost_companion = any(one.ended for one in self._companions)
-            if self.lost_companion:  # told again and again: there is nothing left to drain
+            if self.lost_companion:  # signalled repeatedly: there is nothing left to drain
                 self._hand_on()
             meanwhile()
             self._clock.sleep(_LOOK_S)
@@ -218,25 +218,25 @@ class Task:
         return next(iter(failed), 0)
 
     def _any_left(self) -> bool:
-        if not self.told:
+        if not self.signalled:
             for child in self._children:
                 child.again_if_dead()
-                if self.told:  # as it was started: it is not among those who were told
+                if self.signalled:  # it started during the signal, and did not receive it
                     self._hand_on()
         return not all(child.ended for child in self._children)
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody ends the task, or it ends itself: there is no time left for anything."""
+        """Whether the task is cancelled, or ends itself: there is no time left for anything."""
         return self._stopped
 
     @property
-    def told(self) -> bool:
-        """Whether its programs were told to end: by a warning, or by whoever ends the task."""
+    def signalled(self) -> bool:
+        """Whether its programs were signalled to end: by a warning, or by a cancel."""
         return self.warned or self._stopped
 
     def rest(self, seconds: float) -> None:
-        """Do nothing for so long, or until the task is told to end."""
+        """Wait for so long, or until the task is signalled to end."""
 
         def cancelled() -> bool:
             self.heed()
@@ -246,15 +246,13 @@ class Task:
 
     @property
     def goes_back(self) -> bool:
-        """Whether the task ended for its time limit or a lost node alone: it may go on another
-        time.
-        """
+        """Whether the task ended only for its time limit or a lost node, and so may run again."""
         return (self.warned or self.lost_companion) and not self._stopped
 
 
 def died(code: int) -> bool:
-    """Whether a program that ended with this code was killed, or is a watchdog that itself failed:
-    what it ran is not known to be wrong.
+    """Whether a program that ended with this code was killed, or is a watchdog that failed itself:
+    its engine is not known to be at fault.
     """
     if code in (0, *_KILLED):
         return code != 0
@@ -264,7 +262,7 @@ def died(code: int) -> bool:
 
 
 def _lost_node(codes: Sequence[int]) -> bool:
-    """Whether a watchdog said so by its exit code."""
+    """Whether a watchdog reported that by its exit code."""
     if not codes:
         return False
     from domyn_swarm.watchdog import LOST_NODE  # here, see `died`
@@ -280,51 +278,51 @@ def come_back(
     successor: Callable[[], None],
     slurm: Scheduler | None = None,
 ) -> bool:
-    """Have a task that ended before its time run on another time: by requeueing, for which Slurm
-    ends it; where that is not wanted, or Slurm refuses it, by `successor`. Whether it does.
+    """Run a task again that ended before its time: by requeueing, for which Slurm ends it; if that
+    is not wanted, or Slurm refuses, by `successor`. Return whether it will run again.
 
-    A task that somebody cancels loses its steps first, which looks like a lost node: it does not
-    come back. While the controller does not answer, it is asked until the task is ended.
+    A task that is cancelled loses its steps first, which looks like a lost node; it is not
+    requeued. While the controller does not answer, the request is repeated until the task is ended.
     """
     slurm = slurm or Slurm()
     while task.goes_back:
         task.heed()
         try:
             if not _still_wanted(slurm, job):
-                _log.info("%s is being ended and does not come back", job)
+                _log.info("%s is being ended and is not requeued", job)
                 return False
             if by_requeue and slurm.requeue(job):
                 task.rest(_REQUEUE_S)
                 return True
-            if not _still_wanted(slurm, job):  # somebody else has put it back meanwhile
+            if not _still_wanted(slurm, job):  # it has been requeued from elsewhere meanwhile
                 return True
         except CommandMissing as error:
-            _log.error("%s cannot ask for its way back: %s", job, error.message)
+            _log.error("%s cannot request its requeue: %s", job, error.message)
         except PlatformError as error:
-            _log.warning("%s asks again for its way back: %s", job, error.message)
+            _log.warning("%s repeats the request for its requeue: %s", job, error.message)
             task.rest(_AGAIN_S)
             continue
         try:
             successor()
             return True
-        except CommandMissing:  # it never comes
+        except CommandMissing:  # a retry would not help
             raise
         except (OSError, PlatformError) as error:  # a full disk, a busy controller
-            _log.warning("%s asks again for its successor: %s", job, error)
+            _log.warning("%s repeats the request for its successor: %s", job, error)
             task.rest(_AGAIN_S)
     return False
 
 
 def _still_wanted(slurm: Scheduler, job: str) -> bool:
-    """Whether the job runs on, as far as Slurm is concerned."""
-    slurm.expect_change()  # what is known may be too old
+    """Whether Slurm still has the job as running."""
+    slurm.expect_change()  # the snapshot may be too old
     seen = slurm.jobs([job]).get(job)
     return seen is not None and seen.runs_on
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """A log that the next run of the task goes on with; the task's own where the disk has no room:
-    that is no reason not to serve.
+    """Open a log that the next run of the task continues; the task's own output if the disk is
+    full, which must not prevent serving.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -335,7 +333,7 @@ def open_log(path: Path) -> IO[bytes]:
 
 
 def begin() -> None:
-    """What each task does first: private files, a log, a folder for temporary ones."""
+    """The first steps of each task: private files, a log, a folder for temporary files."""
     os.umask(0o077)
     configure("INFO")
     for said in (settle_temporary_folder(), too_long_for_sockets()):

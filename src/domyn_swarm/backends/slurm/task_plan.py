@@ -1,7 +1,7 @@
-"""What our programs inside a Slurm job need of the plan.
+"""The parts of the plan that our programs inside a Slurm job need.
 
 `up` has validated the plan and written all of it: here its values are taken from the JSON as they
-are. The models that validate cost ten times what a task costs else, on every node, at every start.
+are. Validating models would cost ten times the rest of a task's start-up, on every node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from domyn_swarm.paths import SwarmPaths
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """See `DeploymentPlan` and `SlurmConfig` for the same names."""
+    """See `DeploymentPlan` and `SlurmConfig` for fields of the same names."""
 
     model: str
     image: str | None
@@ -33,10 +33,10 @@ class TaskPlan:
 
 
 def read_task_plan(paths: SwarmPaths) -> TaskPlan:
-    """From the `plan.json` of a swarm on Slurm.
+    """Read the `plan.json` of a swarm on Slurm.
 
     Raises:
-        OSError: there is none.
+        OSError: it does not exist.
         StateError: it lacks what a task needs.
     """
     try:
