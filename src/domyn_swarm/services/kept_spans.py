@@ -27,9 +27,8 @@ def keep_spans(path: Path, swarm_spans: SwarmSpans) -> None:
         "version": _VERSION,
         "jobs": swarm_spans.jobs,
         "allocations": swarm_spans.allocations,
-        "spans": sum(
-            map(len, swarm_spans.spans.values())
-        ),  # so that a truncated file is recognized
+        # Their number, so that a truncated file is recognized.
+        "spans": sum(map(len, swarm_spans.spans.values())),
     }
     lines = [json.dumps(head)]
     for replica, spans in swarm_spans.spans.items():
