@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from domyn_swarm.backends.endpoint.elastic import (
     Bounds,
     Decision,
-    ElasticState,
     Measured,
     Place,
     PlaceState,
-    Speed,
     Work,
     decide,
 )
+from domyn_swarm.backends.endpoint.elastic_state import ElasticState
+from domyn_swarm.backends.endpoint.row_speed import Speed
 
 WAITING, STARTING, READY, FAILED = PlaceState
 

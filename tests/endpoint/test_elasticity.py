@@ -15,7 +15,8 @@ import pytest
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
-from domyn_swarm.backends.endpoint.elastic import ElasticState, Placed, read_state
+from domyn_swarm.backends.endpoint.elastic_platform import Placed
+from domyn_swarm.backends.endpoint.elastic_state import ElasticState, read_state
 from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.spec import ElasticSpec

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import RETRY_AT_MOST_S, Doorkeeper
-from domyn_swarm.backends.endpoint.elastic import Speed, Work
+from domyn_swarm.backends.endpoint.elastic import Work
+from domyn_swarm.backends.endpoint.row_speed import Speed
 from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 from domyn_swarm.model import JobProgress, utc_now

@@ -21,14 +21,9 @@ The rules, each of which `decide` gives as its reason:
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol
-
-from domyn_swarm.model import Record
-from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.record import field
+from typing import NamedTuple
 
 PRESUMED_START_S = 120.0  # until one was measured
 _WORTH = 0.5  # of the time that a start takes: so long a new place must have work
@@ -36,7 +31,6 @@ _TOO_LATE = 0.8  # of that time: what others will have done by then needs no fur
 _SETTLED_S = 1.0  # a place that is idle for less may just be between two requests
 _UNUSED_S = 5.0  # idle for so long while work waits: it is not for want of places
 _KEEP_AT_LEAST_S = 30.0
-_STARTS_KEPT = 9
 
 
 class PlaceState(StrEnum):
@@ -250,116 +244,3 @@ def _serves_s(one: Place, within_s: float) -> float:
     """For how many of the next seconds a place serves, at most."""
     begins_s = 0.0 if one.state is PlaceState.READY else max(0.0, within_s - one.asked_s)
     return max(0.0, min(within_s, one.ends_in_s) - begins_s)
-
-
-# -- what is measured ---------------------------------------------------------------------------
-
-
-class _Sample(NamedTuple):
-    at: float
-    rows: float  # settled since the beginning
-    place_s: float  # seconds of places that were ready, since the beginning
-
-
-class Speed:
-    """The rows that one place settles per second, over the last `window_s`."""
-
-    def __init__(self, window_s: float = 60.0, least_s: float = 5.0) -> None:
-        self._window_s = window_s
-        self._least_s = least_s
-        self._samples: deque[_Sample] = deque()
-
-    def saw(self, now: float, rows: float, ready: int) -> None:
-        """So many rows are settled by now, and so many places are ready; `now` counts seconds."""
-        last = self._samples[-1] if self._samples else None
-        if last is not None and rows < last.rows:  # other jobs: what was measured was of others
-            self._samples.clear()
-            last = None
-        place_s = 0.0 if last is None else last.place_s + (now - last.at) * ready
-        self._samples.append(_Sample(now, rows, place_s))
-        while len(self._samples) > 2 and now - self._samples[1].at >= self._window_s:
-            self._samples.popleft()
-
-    def forget(self) -> None:
-        """Other jobs are at work from now on."""
-        self._samples.clear()
-
-    @property
-    def rows_per_place_s(self) -> float | None:
-        """None: there is too little to say, or nothing was settled."""
-        if not self._samples:
-            return None
-        first, last = self._samples[0], self._samples[-1]
-        place_s, rows = last.place_s - first.place_s, last.rows - first.rows
-        return rows / place_s if place_s >= self._least_s and rows > 0 else None
-
-
-def read_state(paths: SwarmPaths, tag: str) -> ElasticState | None:
-    """What the endpoint program of a swarm wrote down last; None: nothing, or of another swarm."""
-    try:
-        state = ElasticState.model_validate_json(paths.elastic.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return state if state.tag == tag else None
-
-
-class Placed(NamedTuple):
-    """What a platform has in one place."""
-
-    runs: bool  # else it waits in the queue
-    ends_in_s: float = math.inf
-
-
-class ElasticPlatform(Protocol):
-    """What is asked of the platform. Called from threads."""
-
-    @property
-    def per_place(self) -> int:
-        """How many replicas it starts and ends together."""
-
-    def places(self) -> Mapping[int, Placed]:
-        """What runs or waits of the swarm's replicas.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
-
-    def start(self, places: Collection[int]) -> None:
-        """See that each of these runs or waits. Idempotent.
-
-        Raises:
-            PlatformError: some could not be started.
-        """
-
-    def release(self, places: Collection[int]) -> None:
-        """Have these end: what waits at once, what runs once it has drained. Idempotent.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
-
-
-class ElasticState(Record):
-    """What whoever decides remembers, so that one that was killed goes on where it was:
-    `serving/elastic.json`. Written before what it says is done.
-    """
-
-    schema_version: Literal[1] = 1
-    tag: str  # of the swarm
-    wanted: tuple[int, ...]  # places
-    asked_at: dict[int, float] = field(default_factory=dict)  # of those not ready yet; epoch's s
-    starts_s: tuple[float, ...] = ()  # how long the last starts took, queue and all
-    failed_until: dict[int, float] = field(default_factory=dict)  # places that rest; epoch's s
-    reason: str = ""  # of the last change
-    trouble: str = ""  # why what is wanted cannot be started now
-
-    @property
-    def start_s(self) -> float | None:
-        """How long a start takes here: the median of the last ones."""
-        ordered = sorted(self.starts_s)
-        return ordered[len(ordered) // 2] if ordered else None
-
-    def with_start(self, seconds: float) -> ElasticState:
-        """The same once another start has been measured."""
-        starts = (*self.starts_s, seconds)[-_STARTS_KEPT:]
-        return self.model_copy(update={"starts_s": starts})

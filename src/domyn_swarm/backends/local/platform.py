@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.endpoint.elastic import Placed
+from domyn_swarm.backends.endpoint.elastic_platform import Placed
 from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.local.compute import LocalCompute
 from domyn_swarm.backends.local.serving import end_jobs_and_replicas

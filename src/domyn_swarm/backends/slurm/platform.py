@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.endpoint.elastic import Placed
+from domyn_swarm.backends.endpoint.elastic_platform import Placed
 from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
