@@ -12,10 +12,15 @@ The rules, each of which `decide` gives as its reason:
   nothing left, or little.
 - None is started while one that is ready is idle: what is missing then is not a replica.
 - A place that waits in the queue is given up once the others will be done before it could be ready.
-- The tail: once nothing is left that could still be sent, whatever is idle goes at once. The last
-  one stays for `keep_s`, as do places that a client's requests woke. By default that is the time
-  that a start takes: who keeps an idle machine as long as it costs to start it pays at most twice
-  what he would have paid knowing the future (the rent-or-buy rule; Karlin et al. 1988).
+- None is started for jobs that end, done or not, before it would have served for so long. The first
+  one is: what is known of starts is of the past.
+- The tail: once nothing is left that could still be sent, as many places stay as what is in flight
+  fills, should all of it have to be asked again. The others, those with the fewest requests, get
+  no more and go as these have ended. Where those that stay are idle and one that goes is not, that
+  one stays instead.
+- The last one stays for `keep_s`, as do places that a client's requests woke. By default that is
+  the time that a start takes: who keeps an idle machine as long as it costs to start it pays at
+  most twice what he would have paid knowing the future (the rent-or-buy rule; Karlin et al. 1988).
 """
 
 from __future__ import annotations
@@ -50,6 +55,14 @@ class Place(NamedTuple):
     asked_s: float = 0.0  # since it was asked for
     idle_s: float = 0.0  # ready, and for so long without a request; 0: it has some, or may have
     ends_in_s: float = math.inf  # its time limit
+    requests: float | None = None  # that its engines have; None: not known
+
+
+class EndingRows(NamedTuple):
+    """Rows of a job that ends after a time, whether they are settled or not."""
+
+    in_s: float
+    unsent: int
 
 
 class Work(NamedTuple):
@@ -61,6 +74,11 @@ class Work(NamedTuple):
     asked_for: bool = False  # a job asks for replicas, and has not said how many rows it has
     quiet_s: float = math.inf  # since any of this was there
     clients_quiet_s: float = math.inf  # since another client's request was
+    ending: tuple[EndingRows, ...] = ()  # of the rows that are not in flight
+
+    def unsent_after(self, seconds: float) -> int:
+        """The rows that are not in flight, without those of jobs that will have ended by then."""
+        return self.rows_unsent - sum(one.unsent for one in self.ending if one.in_s < seconds)
 
     @property
     def any(self) -> bool:
@@ -103,7 +121,7 @@ def decide(
     measured: Measured,
     taken: Iterable[int] = (),
     *,
-    warm: Collection[int] = (),
+    warm: Collection[Place] = (),
 ) -> Decision:
     """Which places shall run.
 
@@ -120,10 +138,14 @@ def decide(
     wanted = frozenset(one.number for one in kept)
     if released:
         return Decision(wanted, why)
+    if (turn := _turn(places, warm)) is not None and _in_tail(work, places, bounds, measured):
+        idle, busy = turn
+        return Decision(wanted - {idle} | {busy}, "the last rows are there")
     more, why = _missing(work, kept, bounds, measured)
     not_free = wanted | set(taken)
     free = [number for number in range(bounds.most) if number not in not_free]
-    free.sort(key=lambda number: number not in warm)
+    still = {one.number for one in warm}
+    free.sort(key=lambda number: number not in still)
     added = free[: max(0, min(more, bounds.most - len(kept)))]
     return Decision(wanted | set(added), why if added else "")
 
@@ -138,9 +160,7 @@ def _released(
     keep_s = _keep_s(bounds, measured)
     usable = [one for one in places if one.state is not PlaceState.FAILED]
     ready = [one for one in usable if one.state is PlaceState.READY]
-    nothing_to_send = not (work.rows_unsent or work.asked_for) and (
-        work.requests <= measured.full_at * len(ready) if ready else not work.any
-    )
+    nothing_to_send = _nothing_to_send(work, ready, measured)
     ends: list[tuple[Place, str]] = []
     for one in sorted(usable, key=_last_first):
         if one.state is PlaceState.READY:
@@ -149,16 +169,51 @@ def _released(
             why = _starts_in_vain(work, one, ready, measured, keep_s, nothing=nothing_to_send)
         if why is not None:
             ends.append((one, why))
+    if _in_tail(work, places, bounds, measured):
+        stay = max(floor, _filled(work, measured))
+        chosen = {one.number for one, _ in ends}
+        spare = [one for one in sorted(ready, key=_last_first) if one.number not in chosen]
+        more = spare[: max(0, len(usable) - len(ends) - stay)]
+        ends += [(one, "what is in flight needs fewer") for one in more if one.requests is not None]
     going = ends[: max(0, len(usable) - floor)]
     if not work.any and work.quiet_s < keep_s and len(going) == len(usable):
         going = going[:-1]  # the last one: who comes next need not wait for a start
     return {one.number for one, _ in going}, going[0][1] if going else ""
 
 
-def _last_first(one: Place) -> tuple[int, float, int]:
-    """The order in which places go: what has not started, the longest idle, the highest number."""
+def _nothing_to_send(work: Work, ready: Sequence[Place], measured: Measured) -> bool:
+    return not (work.rows_unsent or work.asked_for) and (
+        work.requests <= measured.full_at * len(ready) if ready else not work.any
+    )
+
+
+def _in_tail(work: Work, places: Sequence[Place], bounds: Bounds, measured: Measured) -> bool:
+    """Whether all that jobs have left is in flight, and no client comes."""
+    ready = [one for one in places if one.state is PlaceState.READY]
+    quiet = not work.requests and work.clients_quiet_s >= _keep_s(bounds, measured)
+    return bool(work.rows_left) and quiet and _nothing_to_send(work, ready, measured)
+
+
+def _turn(places: Sequence[Place], warm: Collection[Place]) -> tuple[int, int] | None:
+    """Where all that stay are idle: one of them, and the one with the most requests of those that
+    go; None: there is no such.
+    """
+    if not places or any(one.state is PlaceState.READY and one.requests != 0 for one in places):
+        return None
+    idle = [one for one in places if one.state is PlaceState.READY]
+    busy = [one for one in warm if one.requests]
+    if not idle or not busy:
+        return None
+    return min(idle, key=_last_first).number, max(busy, key=lambda one: one.requests or 0).number
+
+
+def _last_first(one: Place) -> tuple[int, float, float, int]:
+    """The order in which places go: what has not started, the longest idle, the fewest requests,
+    the highest number.
+    """
     order = (PlaceState.WAITING, PlaceState.STARTING, PlaceState.READY, PlaceState.FAILED)
-    return order.index(one.state), -one.idle_s, -one.number
+    requests = math.inf if one.requests is None else one.requests
+    return order.index(one.state), -one.idle_s, requests, -one.number
 
 
 def _idle_in_vain(work: Work, one: Place, keep_s: float, *, nothing_to_send: bool) -> str | None:
@@ -182,8 +237,14 @@ def _starts_in_vain(
 ) -> str | None:
     if nothing and work.clients_quiet_s >= keep_s:
         return "nothing would be left for it"
+    if work.requests:
+        return None
+    if measured.start_s is not None and work.rows_unsent:
+        begins_s = max(0.0, measured.start_s - one.asked_s)
+        if not work.asked_for and not work.unsent_after(begins_s):
+            return "its jobs end before it could be ready"
     speed = measured.rows_per_place_s
-    if one.state is not PlaceState.WAITING or not ready or not speed or work.requests:
+    if one.state is not PlaceState.WAITING or not ready or not speed:
         return None
     if work.rows_unsent < _TOO_LATE * measured.expected_start_s * speed * len(ready):
         return "the others will be done before it could be ready"
@@ -210,14 +271,14 @@ def _missing(
     if not work.any:
         return 0, ""
     if not usable:
-        first = max(1, _filled(work, measured))
+        first = max(1, _filled_in_time(work, measured))
         return first, "there is work, and none to do it"
     if any(one.idle_s >= _SETTLED_S for one in usable if one.state is PlaceState.READY):
         return 0, ""
     by_requests = math.ceil(work.requests / measured.full_at) - len(usable)
     speed = measured.rows_per_place_s
     if speed is None or speed <= 0:
-        by_rows, why = _filled(work, measured) - len(usable), "rows wait"
+        by_rows, why = _filled_in_time(work, measured) - len(usable), "rows wait"
     else:
         by_rows, why = _worth_starting(work, usable, speed, measured), "rows are left for it"
     return max(by_rows, by_requests), why if by_rows >= by_requests else "requests wait"
@@ -228,11 +289,22 @@ def _filled(work: Work, measured: Measured) -> int:
     return math.ceil(max(work.rows_left, work.requests) / measured.full_at)
 
 
+def _filled_in_time(work: Work, measured: Measured) -> int:
+    """The same, without the rows of jobs that will have ended before a start pays."""
+    too_late = work.rows_unsent - work.unsent_after(_pays_after_s(measured))
+    return _filled(work._replace(rows_left=work.rows_left - too_late), measured)
+
+
+def _pays_after_s(measured: Measured) -> float:
+    """How long a job must still go on for a start to pay; 0 while nothing is known of starts."""
+    return 0.0 if measured.start_s is None else (1 + _WORTH) * measured.start_s
+
+
 def _worth_starting(work: Work, usable: Sequence[Place], speed: float, measured: Measured) -> int:
     """How many places more would find work for `_WORTH` of the time that their start takes."""
     start_s = measured.expected_start_s
     done = sum(speed * _serves_s(one, start_s) for one in usable)
-    left = work.rows_unsent - done
+    left = work.unsent_after(_pays_after_s(measured)) - done
     if left <= 0:
         return 0
     still = sum(one.ends_in_s > start_s for one in usable)

@@ -38,10 +38,21 @@ from domyn_swarm.probing import Clock
 _log = get_logger(__name__)
 
 _LOOK_S = 1.0
+_LEAVING_LOOK_S = 0.25  # at the requests of what goes as soon as it has none
 _AT_LEAST_S = 0.2  # between two looks, however many requests come
 _FAILED_RESTS_S = 600.0
 _APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
 _AGAIN_S = 30.0  # between attempts to start what could not be started
+
+
+async def _whatever_fails(look: Callable[[], Awaitable[None]]) -> None:
+    """What fails is looked at again."""
+    try:
+        await look()
+    except (PlatformError, OSError, ValueError) as error:
+        _log.warning("cannot see to the number of replicas now: %s", error)
+    except Exception:  # noqa: BLE001 - the endpoint serves all the same
+        _log.exception("cannot see to the number of replicas now")
 
 
 class Elasticity:
@@ -104,16 +115,16 @@ class Elasticity:
     async def run(self) -> None:
         """Decide and do, until cancelled."""
         while True:
-            try:
-                await self.look()
-            except (PlatformError, OSError, ValueError) as error:  # looked at again
-                _log.warning("cannot see to the number of replicas now: %s", error)
-            except Exception:  # noqa: BLE001 - the endpoint serves all the same
-                _log.exception("cannot see to the number of replicas now")
+            next_at = self._clock.monotonic() + _LOOK_S
+            await _whatever_fails(self.look)
             await asyncio.sleep(_AT_LEAST_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S - _AT_LEAST_S):
-                    await self._came.wait()
+            while not self._came.is_set() and (rest_s := next_at - self._clock.monotonic()) > 0:
+                if self._leaving.waits:
+                    rest_s = min(rest_s, _LEAVING_LOOK_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(rest_s):
+                        await self._came.wait()
+                await _whatever_fails(self._leaving.end)
             self._came.clear()
 
     def expected_s(self) -> float | None:
@@ -153,13 +164,20 @@ class Elasticity:
         state, now = self._state, self._clock.time()
         resting = {one for one, until in state.failed_until.items() if until > now}
         leaving = placed.keys() - set(state.wanted)
-        warm = self._leaving.still_warm(leaving)
-        found = decide(work, places, self._bounds, measured, resting | (leaving - warm), warm=warm)
+        warm = await self._warm(leaving)
+        taken = resting | leaving - {one.number for one in warm}
+        found = decide(work, places, self._bounds, measured, taken, warm=warm)
         if found.wanted != set(state.wanted):
-            await self._want(found.wanted, found.reason, warm)
-        surplus = placed.keys() - found.wanted
-        await self._leaving.end(surplus, any_wanted=bool(self._state.wanted))
+            await self._want(found.wanted, found.reason, {one.number for one in warm})
+        self._leaving.surplus(placed.keys() - found.wanted, any_wanted=bool(found.wanted))
+        await self._leaving.end()
         await self._begin(found.wanted - placed.keys())
+
+    async def _warm(self, leaving: Collection[int]) -> list[Place]:
+        """Of places that are not wanted: those that serve yet, and were not told to end."""
+        warm = self._leaving.still_warm(leaving)
+        busy = await self._requests.at(warm) if warm else {}
+        return [Place(one, PlaceState.READY, requests=busy.get(one)) for one in warm]
 
     async def _want(self, wanted: frozenset[int], reason: str, warm: Collection[int]) -> None:
         """The intent, on disk before anything is done about it. Those that are `warm` serve yet."""
@@ -233,7 +251,8 @@ class Elasticity:
         """Those that are wanted, as they are. What ended without a word is no place any more."""
         serving = {one // self._per_place for one in self._collector.serving_replicas()}
         ready = serving & set(self._state.wanted)
-        idle = self._requests.idle_s(ready, await self._requests.at(ready))
+        busy = await self._requests.at(ready)
+        idle = self._requests.idle_s(ready, busy)
         found, lost, replaceable = [], set(), self._has_another(placed)
         for index in self._state.wanted:
             reports, there = self._reports(index), placed.get(index)
@@ -253,7 +272,12 @@ class Elasticity:
                 found.append(Place(index, PlaceState.FAILED, asked_s))
             elif index in serving:
                 ends_in_s = math.inf if there is None else there.ends_in_s
-                found.append(Place(index, PlaceState.READY, asked_s, idle[index], ends_in_s))
+                found.append(
+                    Place(
+                        *(index, PlaceState.READY, asked_s, idle[index], ends_in_s),
+                        requests=busy.get(index),
+                    )
+                )
             elif there is not None and there.runs:
                 found.append(Place(index, PlaceState.STARTING, asked_s, 0.0, there.ends_in_s))
             else:

@@ -44,6 +44,8 @@ class Leaving:
         self._left_at: dict[int, float] = {}
         self._given_back: set[int] = set()  # the same, but for those of an earlier program
         self._released: set[int] = set()  # told to end
+        self._surplus: frozenset[int] = frozenset()
+        self._rests_s = _LEFT_S
 
     def changed(self, *, gone: Collection[int], added: Collection[int]) -> None:
         """These are not wanted from now on, and those are."""
@@ -58,23 +60,32 @@ class Leaving:
         mine = (self._given_back & set(surplus)) - self._released
         return {one for one in mine if self._is_ready(one)}
 
-    async def end(self, surplus: Collection[int], *, any_wanted: bool) -> None:
+    def surplus(self, places: Collection[int], *, any_wanted: bool) -> None:
+        """These are there, and not wanted; `any_wanted`: others are."""
+        now = self._clock.monotonic()
+        self._surplus = frozenset(places)
+        self._rests_s = _LEFT_S if any_wanted else _ASLEEP_S
+        self._left_at = {one: self._left_at.get(one, now) for one in places}
+        self._released &= self._surplus
+
+    @property
+    def waits(self) -> bool:
+        """Whether some have not been told to end yet."""
+        return bool(self._surplus - self._released)
+
+    async def end(self) -> None:
         """Have those end that have nothing to do any more.
 
         Raises:
             PlatformError: the platform cannot be asked.
         """
         now = self._clock.monotonic()
-        for one in self._left_at.keys() - set(surplus):
-            del self._left_at[one]
-        self._released &= set(surplus)
-        waits = [one for one in surplus if one not in self._released]
-        rests_s = _LEFT_S if any_wanted else _ASLEEP_S
+        waits = self._surplus - self._released
         idle = [one for one in waits if not self._may_have_requests(one)]
         unlisted = [
             one
             for one in waits
-            if now - self._left_at.setdefault(one, now) >= rests_s
+            if now - self._left_at[one] >= self._rests_s
             and self._may_have_requests(one)
             and self._is_unlisted(one)
         ]
