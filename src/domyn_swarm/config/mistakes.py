@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.config.backends import WrongNames
+from domyn_swarm.config.section import WrongNames
 from domyn_swarm.config.sources import CONFIGURATION, FileKind, Key, Layer, dotted, written
 from domyn_swarm.errors import ConfigError, Mistake, quantity
 
