@@ -417,6 +417,33 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
             "bad.yaml:2: backend.drain_before_end_s: must be shorter than time_limit (5)",
         ),
         (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit:\n    min: 4:00:00\n"
+            "    max: 2:00:00\n",
+            "bad.yaml:7: backend.time_limit.max: 2:00:00 is not longer than min (4:00:00)",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit:\n    min: 0\n"
+            "    max: 2:00:00\n",
+            "bad.yaml:6: backend.time_limit.min: 0 means no limit",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: {max: 2:00:00}\n",
+            "bad.yaml:5: backend.time_limit.min: is required",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n"
+            "  time_limit: {min: 5, max: 2:00:00}\n",
+            "backend.drain_before_end_s: must be shorter than time_limit.min (5)",
+        ),
+        (
+            "model: a\nbackend:\n  type: local\n  time_limit: {min: 5, max: 2:00:00}\n",
+            "backend.time_limit: unknown key here; it belongs to a backend of type slurm",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: [a, 'b,c']\n",
+            "bad.yaml:4: backend.partition: must be the name of a partition, or a list of such",
+        ),
+        (
             "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: 1-0\n"
             "  endpoint: {wall_time: '23:59:59'}\n",
             "bad.yaml:6: backend.endpoint: wall_time must not be shorter than the replicas' 1-0",

@@ -6,11 +6,18 @@ import os
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.section import Section, WrongNames
-from domyn_swarm.config.time_limits import TimeLimit, time_limit_s
+from domyn_swarm.config.time_limits import TimeLimit, TimeLimits, TimeRange, time_limit_s
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
@@ -69,6 +76,17 @@ def _gres(value: str) -> str:
     return value
 
 
+def _joined(value: object) -> object:
+    """Several partitions as Slurm writes them."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value or not all(isinstance(one, str) and one and "," not in one for one in value):
+        raise ValueError("must be the name of a partition, or a list of such names: [gpu, spare]")
+    return ",".join(value)
+
+
+_NAMES = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Partition = Annotated[str, BeforeValidator(_joined), WithJsonSchema(_NAMES)]
 Env = Annotated[dict[str, str], AfterValidator(_environment)]
 SecretEnv = Annotated[dict[str, str], AfterValidator(_variables)]
 Memory = Annotated[str, AfterValidator(_memory)]
@@ -85,7 +103,7 @@ class LocalConfig(Section):
 class SlurmEndpointConfig(Section):
     """The small CPU-only job that runs router and collector."""
 
-    partition: str | None = Field(None, description="empty: the partition of the replicas")
+    partition: Partition | None = Field(None, description="empty: the partition of the replicas")
     qos: str | None = Field(None, description="empty: the QOS of the replicas")
     cpus_per_task: int = Field(2, ge=1, description="CPUs of the job")
     mem: Memory | None = Field(
@@ -110,14 +128,18 @@ class SlurmConfig(Section):
     """Replicas are tasks of Slurm jobs."""
 
     type: Literal["slurm"] = Field("slurm", description="a Slurm cluster")
-    partition: str = Field(description="partition of the replicas; `sinfo` lists them")
+    partition: Partition = Field(
+        description="partition of the replicas; `sinfo` lists them. Of several, [gpu, spare], "
+        "Slurm takes the one in which a job starts first"
+    )
     account: str | None = Field(
         None, description="account that pays for the GPU hours; empty: your default"
     )
     qos: str | None = Field(None, description="empty: the site's default")
-    time_limit: TimeLimit = Field(
+    time_limit: TimeLimits = Field(
         "36:00:00",
-        description="time limit of each replica: 36:00:00, 90 (minutes) or 2-12:00:00 (days)",
+        description="time limit of each replica: 36:00:00, 90 (minutes) or 2-12:00:00 (days); or "
+        "{min: 1:00:00, max: 12:00:00}: Slurm may give less so that it starts sooner (--time-min)",
     )
     node_list: str | None = Field(
         None, description="use only these nodes, in sbatch's notation: node[01-04]"
@@ -188,11 +210,23 @@ class SlurmConfig(Section):
     ray_dashboard_port: int = Field(8265, ge=1, le=65535, description="port of Ray's dashboard")
     endpoint: SlurmEndpointConfig = SlurmEndpointConfig()
 
+    @property
+    def longest_limit(self) -> str:
+        """The time limit of a replica, or the longest that it may be given."""
+        return self.time_limit.max if isinstance(self.time_limit, TimeRange) else self.time_limit
+
+    @property
+    def shortest_limit(self) -> str | None:
+        """The shortest that it may be given; None: there is one alone."""
+        return self.time_limit.min if isinstance(self.time_limit, TimeRange) else None
+
     @field_validator("drain_before_end_s")
     @classmethod
     def _leaves_time_to_serve(cls, value: int, info: ValidationInfo) -> int:
         limit = info.data.get("time_limit")
-        if limit is not None and value >= time_limit_s(limit):
+        if isinstance(limit, TimeRange) and value >= time_limit_s(limit.min):
+            raise ValueError(f"must be shorter than time_limit.min ({limit.min})")
+        if isinstance(limit, str) and value >= time_limit_s(limit):
             raise ValueError(f"must be shorter than time_limit ({limit})")
         return value
 
@@ -202,6 +236,7 @@ class SlurmConfig(Section):
         cls, value: SlurmEndpointConfig, info: ValidationInfo
     ) -> SlurmEndpointConfig:
         limit = info.data.get("time_limit")
+        limit = limit.max if isinstance(limit, TimeRange) else limit
         if limit and value.wall_time and time_limit_s(value.wall_time) < time_limit_s(limit):
             raise ValueError(f"wall_time must not be shorter than the replicas' {limit}")
         return value

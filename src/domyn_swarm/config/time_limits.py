@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from domyn_swarm.config.section import Section
 
 _TIME_LIMIT = re.compile(
     r"(?:(?P<days>\d+)-)(?P<h>\d+)(?::(?P<m>\d{1,2}))?(?::(?P<s>\d{1,2}))?"
@@ -60,3 +63,42 @@ def _time_limit(value: str) -> str:
 
 
 TimeLimit = Annotated[str, AfterValidator(_time_limit)]
+
+
+class TimeRange(Section):
+    """A time limit between two, of which Slurm chooses one as it starts the job."""
+
+    min: TimeLimit = Field(description="shortest time limit with which it may start")
+    max: TimeLimit = Field(description="longest time limit that it may be given")
+
+    @field_validator("min")
+    @classmethod
+    def _is_limited(cls, value: str) -> str:
+        if time_limit_s(value) == float("inf"):
+            raise ValueError("0 means no limit: write the shortest time, such as 1:00:00")
+        return value
+
+    @field_validator("max")
+    @classmethod
+    def _not_less_than_min(cls, value: str, info: ValidationInfo) -> str:
+        least = info.data.get("min")
+        if least is not None and time_limit_s(value) <= time_limit_s(least):
+            raise ValueError(f"{value} is not longer than min ({least})")
+        return value
+
+
+TimeLimits = Annotated[
+    Annotated[TimeLimit, Tag("time")] | Annotated[TimeRange, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, Mapping | TimeRange) else "time"),
+]
+
+
+def time_limits_s(value: str | Mapping[str, str]) -> tuple[float, float]:
+    """The shortest and the longest seconds of a time limit, as a file has it; see `time_limit_s`.
+
+    Raises:
+        ValueError: `value` is no time limit.
+    """
+    if isinstance(value, str):
+        return time_limit_s(value), time_limit_s(value)
+    return time_limit_s(value["min"]), time_limit_s(value["max"])

@@ -145,7 +145,7 @@ def rules_of(plan: DeploymentPlan, ctx: DeploymentContext) -> Rules:
         return Rules(Spec(**told), 0.0)
     config = slurm_config(plan)
     told = watchdog_spec(plan, ctx, paths, 0, 1)
-    return Rules(Spec(**told), drain_window_s(config, time_limit_s(config.time_limit)))
+    return Rules(Spec(**told), drain_window_s(config, time_limit_s(config.longest_limit)))
 
 
 _MOST_SLOTS = 2_000_000  # rows at once: each is drawn where its replica ends

@@ -90,7 +90,7 @@ def replica_script(
     config, layout = slurm_config(plan), plan.layout
     tasks = math.ceil(layout.replicas / per_task)
     python = interpreter(config, ctx.interpreter)
-    warned = drain_window_s(config, time_limit_s(config.time_limit))
+    warned = drain_window_s(config, time_limit_s(config.longest_limit))
     return BatchScript(
         name=replicas_name(ctx.tag, per_task),
         comment=_comment(config, ctx.tag, f"replica/{per_task}"),
@@ -104,7 +104,8 @@ def replica_script(
             "partition": config.partition,
             "account": config.account,
             "qos": config.qos,
-            "time": config.time_limit,
+            "time": config.longest_limit,
+            "time-min": config.shortest_limit,
             "nodelist": config.node_list,
             "exclude": config.exclude_nodes,
             "nodes": layout.nodes_per_replica,
@@ -153,7 +154,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
     """The small job that holds router and collector; it takes no GPU."""
     config = slurm_config(plan)
     own = config.endpoint
-    wall_time = own.wall_time or config.time_limit
+    wall_time = own.wall_time or config.longest_limit
     limited = time_limit_s(wall_time) != math.inf
     return BatchScript(
         name=endpoint_name(ctx.tag),
@@ -168,6 +169,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
             "account": config.account,
             "qos": own.qos or config.qos,
             "time": wall_time,
+            "time-min": None if own.wall_time else config.shortest_limit,
             "nodes": 1,
             "ntasks": 1,
             "cpus-per-task": own.cpus_per_task,
@@ -235,10 +237,12 @@ def job_script(spec: ComputeSpec) -> BatchScript:
     own, paths = config.endpoint, JobPaths(Path(spec.job_dir))
     asked = spec.resources
     memory = own.mem if asked.memory_gb is None else f"{round(asked.memory_gb * 1024)}M"
-    time = own.wall_time or config.time_limit
+    time, time_min = own.wall_time or config.longest_limit, config.shortest_limit
     if asked.time_limit_s is not None:
         time = str(math.ceil(asked.time_limit_s / 60))
-    limit_s = time_limit_s(time)
+    if asked.time_limit_s is not None or own.wall_time:
+        time_min = None
+    limit_s = time_limit_s(time_min or time)
     warned_s = job_warning_s(limit_s)
     command = _going_on(config, spec, warned_s) if spec.continues else _wrapped(config, spec)
     return BatchScript(
@@ -251,6 +255,7 @@ def job_script(spec: ComputeSpec) -> BatchScript:
             "account": config.account,
             "qos": own.qos or config.qos,
             "time": time,
+            "time-min": time_min,
             "nodes": 1,
             "ntasks": 1,
             "cpus-per-task": asked.cpus or own.cpus_per_task,

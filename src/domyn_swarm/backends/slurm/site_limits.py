@@ -163,7 +163,7 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
             "mem": "memory_gb",
             "wall": "backend.time_limit",
         },
-        wall_s=time_limit_s(config.time_limit),
+        wall_s=time_limit_s(config.longest_limit),
         most=math.ceil(layout.replicas / per_task),
         least=math.ceil(plan.min_ready / per_task),
     )
@@ -180,7 +180,7 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
             "mem": "backend.endpoint.mem",
             "wall": "backend.endpoint.wall_time" if own.wall_time else "backend.time_limit",
         },
-        wall_s=time_limit_s(own.wall_time or config.time_limit),
+        wall_s=time_limit_s(own.wall_time or config.longest_limit),
     )
     return replica, endpoint
 
