@@ -16,7 +16,7 @@ from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.pool import load_pool
 from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.sources import Layer, parse_yaml
-from domyn_swarm.config.time_limits import time_limit_s
+from domyn_swarm.config.time_limits import time_limit_s, time_limits_s
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.swarm.job_file import read_job
 
@@ -695,6 +695,18 @@ def test_names(name: str, good: bool, file: Path) -> None:
     else:
         with pytest.raises(ConfigError, match="--name: must be lower-case letters"):
             load(file, name=name)
+
+
+def test_a_time_limit_between_two_is_the_longest_where_one_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "swarm.yaml"
+    limit = "{min: 1:00:00, max: 12:00:00}"
+    path.write_text(f"model: m\nbackend: {{type: slurm, partition: [a, b], time_limit: {limit}}}\n")
+    backend = load(path).config.backend
+    assert isinstance(backend, SlurmConfig)
+    assert (backend.longest_limit, backend.shortest_limit) == ("12:00:00", "1:00:00")
+    assert backend.partition == "a,b"
+    assert time_limits_s(backend.model_dump()["time_limit"]) == (3600.0, 43_200.0)
+    assert time_limits_s("90") == (5400.0, 5400.0)
 
 
 @pytest.mark.parametrize(
