@@ -91,7 +91,9 @@ def _idle_and_busy(paths: SwarmPaths) -> tuple[int, int]:
 def _tail_s(replicas: object, rows: int, row_s: float, home: Path) -> tuple[float, float]:
     """GPU-seconds without work in the tail, and how long that took."""
     tag = f"{row_s:g}-{type(replicas).__name__}"
-    options = {"latency_s": row_s, "latency_sigma": 1.0, "slots": 8}
+    lengths = {"median": 100, "sigma": 1.0}  # the same for both swarms
+    engine = {"step_s": row_s / 100, "sequence_step_s": 0.0, "output_tokens": lengths}
+    options = {"slots": 8, "vllm": engine}
     with _swarm(_config(replicas, home, **options)) as swarm:
         source = home / "in.parquet"
         pq.write_table(pa.table({"prompt": [f"p{number}" for number in range(rows)]}), source)

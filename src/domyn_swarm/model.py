@@ -352,6 +352,7 @@ class JobProgress(JobFigures):
     checkpoint: str | None = None  # its folder; None: it keeps none
     in_flight: int = 0
     limit: int | None = None  # of requests in flight
+    ends_in_s: float | None = None  # it ends then, done or not; None: it has the time that it takes
     # From here on, of this run alone.
     run_answered: int = 0
     run_failed: int = 0

@@ -12,10 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml, load
-from domyn_swarm.config.backends import SlurmConfig, time_limit_s
+from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.pool import load_pool
 from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.sources import Layer, parse_yaml
+from domyn_swarm.config.time_limits import time_limit_s, time_limits_s
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.swarm.job_file import read_job
 
@@ -416,6 +417,33 @@ def test_a_wrong_value_of_any_key_is_told_at_its_line(name: str, tmp_path: Path)
             "bad.yaml:2: backend.drain_before_end_s: must be shorter than time_limit (5)",
         ),
         (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit:\n    min: 4:00:00\n"
+            "    max: 2:00:00\n",
+            "bad.yaml:7: backend.time_limit.max: 2:00:00 is not longer than min (4:00:00)",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit:\n    min: 0\n"
+            "    max: 2:00:00\n",
+            "bad.yaml:6: backend.time_limit.min: 0 means no limit",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: {max: 2:00:00}\n",
+            "bad.yaml:5: backend.time_limit.min: is required",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: p\n"
+            "  time_limit: {min: 5, max: 2:00:00}\n",
+            "backend.drain_before_end_s: must be shorter than time_limit.min (5)",
+        ),
+        (
+            "model: a\nbackend:\n  type: local\n  time_limit: {min: 5, max: 2:00:00}\n",
+            "backend.time_limit: unknown key here; it belongs to a backend of type slurm",
+        ),
+        (
+            "model: a\nbackend:\n  type: slurm\n  partition: [a, 'b,c']\n",
+            "bad.yaml:4: backend.partition: must be the name of a partition, or a list of such",
+        ),
+        (
             "model: a\nbackend:\n  type: slurm\n  partition: p\n  time_limit: 1-0\n"
             "  endpoint: {wall_time: '23:59:59'}\n",
             "bad.yaml:6: backend.endpoint: wall_time must not be shorter than the replicas' 1-0",
@@ -667,6 +695,18 @@ def test_names(name: str, good: bool, file: Path) -> None:
     else:
         with pytest.raises(ConfigError, match="--name: must be lower-case letters"):
             load(file, name=name)
+
+
+def test_a_time_limit_between_two_is_the_longest_where_one_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "swarm.yaml"
+    limit = "{min: 1:00:00, max: 12:00:00}"
+    path.write_text(f"model: m\nbackend: {{type: slurm, partition: [a, b], time_limit: {limit}}}\n")
+    backend = load(path).config.backend
+    assert isinstance(backend, SlurmConfig)
+    assert (backend.longest_limit, backend.shortest_limit) == ("12:00:00", "1:00:00")
+    assert backend.partition == "a,b"
+    assert time_limits_s(backend.model_dump()["time_limit"]) == (3600.0, 43_200.0)
+    assert time_limits_s("90") == (5400.0, 5400.0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
-from domyn_swarm.backends.endpoint.elastic import ElasticState, Placed, read_state
+from domyn_swarm.backends.endpoint.elastic_platform import Placed
+from domyn_swarm.backends.endpoint.elastic_state import ElasticState, read_state
 from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.spec import ElasticSpec
@@ -187,6 +188,53 @@ async def test_a_replica_leaves_the_list_before_it_is_told_to_end(bench: Bench) 
     assert swarm.platform.released == []  # drivers and router follow first
     await swarm.lives(5)
     assert sorted(one for some in swarm.platform.released for one in some) == [0, 1, 2, 3]
+
+
+@in_virtual_time
+async def test_in_the_tail_what_is_not_needed_gets_no_more_and_ends_with_its_last_request(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = Swarm(bench, keep_s=60.0)
+    requests = {0: 8, 1: 2, 2: 1, 3: 5}
+
+    async def requests_at(urls: Collection[str]) -> dict[str, float]:
+        return {url: float(requests[int(url[-1])]) for url in urls}
+
+    monkeypatch.setattr(swarm.collector.gauges, "requests_at", requests_at)
+    swarm.job(100, 0)
+    await swarm.lives(2)
+    for one in range(4):
+        swarm.report(one, "ready")
+    swarm.job(100, 84, in_flight=16)
+    await swarm.lives(8)
+    # 16 rows fill two places, should all have to be asked again.
+    assert swarm.collector.wanted == {0, 3}
+    assert swarm.platform.released == []  # they have requests
+    requests[2] = 0
+    await swarm.lives(0.6)  # sooner than the next look
+    assert swarm.platform.released == [[2]]
+    requests |= {0: 0, 3: 0}
+    for _ in range(5):
+        swarm.job(100, 98, in_flight=2)
+        await swarm.lives(1)
+    assert swarm.collector.wanted == {1}  # the last rows are there
+    assert sorted(swarm.platform.released) == [[0], [2], [3]]
+    assert swarm.platform.started == [[0, 1, 2, 3]]
+    swarm.job(1000, 98, in_flight=2)  # another job: none that was told to end comes back
+    await swarm.lives(1.5)
+    assert swarm.platform.started[1:] != []
+
+
+@in_virtual_time
+async def test_a_jobs_end_reaches_the_rule(bench: Bench) -> None:
+    swarm = Swarm(bench, keep_s=60.0)
+    swarm.job(1000, 0)
+    await swarm.lives(2)
+    path = JobPaths(swarm.paths.jobs / "20261126-1").progress
+    ends = JobProgress.model_validate_json(path.read_text()).model_copy(update={"ends_in_s": 7.5})
+    write_private(path, ends.model_dump_json())
+    work = await swarm.elasticity._demand.look(0)
+    assert [(one.in_s, one.unsent) for one in work.ending] == [(7.5, 1000)]
 
 
 @pytest.mark.parametrize(("follows_s", "within_s"), [(20.0, 24.0), (None, 66.0)])

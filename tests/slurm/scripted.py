@@ -15,7 +15,7 @@ from pathlib import Path
 
 from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, QueueSnapshot
-from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
+from domyn_swarm.backends.slurm.states import Allocation, OwnEnd, SlurmJob
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from virtual_time import FilingClock
 
@@ -32,6 +32,9 @@ class Job:
     requeues: bool  # whether it may go back into the queue
     held: bool = False
     after: str | None = None  # a job that must have started first
+    once_over: str | None = None  # one that must have ended first
+    preempted: bool = False
+    restarts: int = 0
     state: str = "PENDING"
     reason: str = "Resources"
     since: float = 0.0  # it is in this state
@@ -94,6 +97,18 @@ class ScriptedCluster:
         else:
             self._become(lost, "NODE_FAIL")
 
+    def preempt(self, job: str) -> None:
+        """It is ended for another one: it goes back into the queue where it may, else that is its
+        end (`PreemptMode=CANCEL`).
+        """
+        told = self.jobs[job]
+        if told.requeues:
+            self._back(told, self.ends_s)
+            return
+        self._become(told, "COMPLETING")
+        told.preempted = True
+        told.coming = [(self.clock.monotonic() + self.ends_s, "PREEMPTED")]
+
     def start_step(self, job: str, name: str) -> str:
         """A step begins in a job's allocation; its id."""
         within = self.jobs[job]
@@ -130,6 +145,7 @@ class ScriptedCluster:
         array: Sequence[int] | None,
         exclude: Sequence[str] = (),
         after: str | None = None,
+        once_over: str | None = None,
     ) -> str:
         if exclude and set(exclude) >= set(NODES):
             raise SubmitRejected("Requested node configuration is not available", hint="")
@@ -149,7 +165,8 @@ class ScriptedCluster:
             job.exclude = tuple(exclude)
             job.output = options.get("output", "")
             job.held, job.since = "begin" in options, now
-            job.after, job.reason = after, "Dependency" if after else "Resources"
+            job.after, job.once_over = after, once_over
+            job.reason = "Dependency" if after or once_over else "Resources"
             job.coming = [(now + self.starts_s, "RUNNING")]
             self._jobs[job.id] = job
         return str(number)
@@ -186,7 +203,9 @@ class ScriptedCluster:
         if job.coming[0][1] != "RUNNING":
             return True
         first = self._jobs.get(job.after or "")
-        return self.room and not job.held and (first is None or not first.seen.waiting)
+        begun = first is None or not first.seen.waiting
+        last = self._jobs.get(job.once_over or "")
+        return self.room and not job.held and begun and (last is None or last.seen.over)
 
     def _become(self, job: Job, state: str) -> None:
         job.state, job.since, job.coming, job.steps = state, self.clock.monotonic(), [], {}
@@ -196,6 +215,7 @@ class ScriptedCluster:
         there = self.clock.monotonic() + ends_s
         job.coming = [(there, "PENDING"), (there + self.back_in_queue_s, "RUNNING")]
         job.reason = "BeginTime"
+        job.restarts += 1
 
 
 class ScriptedSlurm:
@@ -221,10 +241,16 @@ class ScriptedSlurm:
         array: Sequence[int] | None = None,
         exclude: Sequence[str] = (),
         after: str | None = None,
+        once_over: str | None = None,
     ) -> str:
         self._cluster.refuse_while_away()
         self._queue.expect_change()
-        return self._cluster.submit(script.read_text(), array, exclude, after)
+        return self._cluster.submit(script.read_text(), array, exclude, after, once_over)
+
+    def own_end(self, job: str) -> OwnEnd | None:
+        self._cluster.refuse_while_away()
+        told = self._cluster.jobs.get(job)
+        return None if told is None else OwnEnd(told.state, told.preempted, told.restarts)
 
     def exclude(self, job: str, nodes: Sequence[str]) -> bool:
         self._cluster.refuse_while_away()

@@ -13,9 +13,12 @@ import pytest
 from conformance.test_compute import DETACHED, make_spec, start_endpoint
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.compute import SlurmCompute
+from domyn_swarm.backends.slurm.printed import HISTORY, history
 from domyn_swarm.config import dump_yaml
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.doctor import examine
+from domyn_swarm.services.requests import UpRequest
+from domyn_swarm.services.swarms import SwarmService
 from patience import limit_s
 from slurm.cluster import CLIENT_VARIABLES, SlurmCluster
 from slurm.fixtures import Asked, need_programs
@@ -128,3 +131,23 @@ def test_a_step_is_accounted_under_its_own_name(accounted: SlurmCluster, tmp_pat
     until(lambda: step in (slurm := Slurm()).jobs([step]) and slurm.jobs([step])[step].over)
     assert Slurm().jobs([step])[step].comment == f"job-{spec.job_id}"
     accounted.run("scancel", endpoint)
+
+
+def test_a_campaign_is_rehearsed_with_what_accounting_says_of_the_past(
+    accounted: SlurmCluster, tmp_path: Path
+) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --output=/dev/null\n#SBATCH --mem=100M\nsleep 1\n")
+    slurm = Slurm()
+    jobs = {slurm.submit(script) for _ in range(3)}
+    command = [*HISTORY.split(), "-j", ",".join(jobs)]
+    until(lambda: accounted.run(*command).stdout.count("|COMPLETED") == len(jobs))
+    past, file = tmp_path / "past", tmp_path / "swarm.yaml"
+    past.write_text(accounted.run(*command).stdout)
+    assert [job.state for job in history(past.read_text())] == ["COMPLETED"] * len(jobs)
+    limit = {"min": "01:00:00", "max": "02:00:00"}
+    file.write_text(dump_yaml(config(gpus_per_replica=1, backend={"time_limit": limit})))
+    found = SwarmService().rehearse(UpRequest(config=file), {"rows": 10_000}, history=past)
+    assert len(found.assumptions.wait_s) == len(jobs)
+    assert found.assumptions.limit_s == (3600.0, 7200.0)
+    assert found.result.ended == "settled"

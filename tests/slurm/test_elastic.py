@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clients import ask
-from domyn_swarm.backends.endpoint.elastic import ElasticState
+from domyn_swarm.backends.endpoint.elastic_state import ElasticState
 from domyn_swarm.errors import StateError
 from domyn_swarm.model import JobStatus, SwarmPhase
 from domyn_swarm.services.jobs import JobService

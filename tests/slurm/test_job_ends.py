@@ -96,13 +96,45 @@ def said(handle: JobHandle) -> tuple[JobStatus, str]:
     return done.status, str(done.message)
 
 
-@pytest.mark.parametrize("how", ["warned", "preempted", "refused"])
+@contextlib.contextmanager
+def told(slurm: SlurmCluster) -> Iterator[Webhook]:
+    """Who is told of the jobs of the standing swarm that end."""
+    with Webhook(host=slurm.network.controller) as hook:
+        write_private(swarm_paths().notify_url, hook.url)
+        try:
+            yield hook
+        finally:
+            swarm_paths().notify_url.unlink()
+
+
+@contextlib.contextmanager
+def preempting(slurm: SlurmCluster, mode: str) -> Iterator[None]:
+    """What becomes of what is preempted."""
+    slurm.run("scontrol", "update", "PartitionName=main", f"PreemptMode={mode}")
+    try:
+        yield
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=main", "PreemptMode=REQUEUE")
+
+
+@pytest.mark.parametrize("how", ["warned", "preempted", "taken", "refused"])
 def test_a_detached_job_goes_on_by_itself(
     standing: Standing, slurm: SlurmCluster, tmp_path: Path, how: str
 ) -> None:
+    with told(slurm) as hook:
+        goes_on(slurm, tmp_path, how)
+        until(lambda: hook.of("job_ended"))
+        assert [one["status"] for one in hook.of("job_ended")] == ["succeeded"]  # and not before
+
+
+def goes_on(slurm: SlurmCluster, tmp_path: Path, how: str) -> None:
     job = submit_apart(slurm, tmp_path, JOB)
     slurm_id = job.handle.platform_id
-    if how == "preempted":
+    if how == "taken":  # as where a site cancels what it preempts
+        with preempting(slurm, "CANCEL"):
+            preempt(slurm, node_of(slurm, slurm_id))
+            until(lambda: now(job).status is JobStatus.PENDING or now(job).runs == 2)
+    elif how == "preempted":
         preempt(slurm, node_of(slurm, slurm_id))
     else:
         if how == "refused":  # as where a site forbids requeueing
@@ -118,7 +150,7 @@ def test_a_detached_job_goes_on_by_itself(
     assert all_answered(tmp_path, job.rows)
     assert done.account is not None
     assert done.account.requests <= job.rows + 8  # no more than were in flight
-    assert (how == "refused") == any(
+    assert (how in ("refused", "taken")) == any(
         f"job-{job.handle.job_id}." in line and not line.startswith(f"{slurm_id} ")
         for line in slurm.run("squeue", "--states=all", "--format=%i %j").stdout.splitlines()
     )
@@ -157,17 +189,15 @@ def test_a_detached_job_says_what_ended_it_and_goes_on(
     status: JobStatus,
     word: str,
 ) -> None:
-    with Webhook(host=slurm.network.controller) as hook:
-        write_private(swarm_paths().notify_url, hook.url)
+    with told(slurm) as hook:
         job = submit_apart(slurm, tmp_path, ONCE if how in ("preempted", "node") else JOB)
         node = node_of(slurm, job.handle.platform_id)
         end_by(how, slurm, job.handle, node)
         seen, message = said(job.handle)
         if how != "node":  # with which the wrapper may end that would say so
             until(lambda: hook.of("job_ended"))
-        told = [one["status"] for one in hook.of("job_ended")]
-        assert told == [status] or (how, told) == ("node", [])
-        swarm_paths().notify_url.unlink()
+        heard = [one["status"] for one in hook.of("job_ended")]
+        assert heard == [status] or (how, heard) == ("node", [])
     assert seen is status
     assert word in message
     assert f"`domyn-swarm job resume {job.handle.job_id}`" in message
@@ -197,7 +227,6 @@ def end_by(how: str, slurm: SlurmCluster, job: JobHandle, node: str) -> None:
         (signal.SIGHUP, JobStatus.FAILED, "srun was ended"),
         ("scancel", JobStatus.CANCELLED, "told to stop"),
         ("cancel", JobStatus.CANCELLED, "told to stop"),
-        ("preempted", JobStatus.PREEMPTED, "took its place"),
     ],
 )
 def test_a_followed_job_says_what_ended_it(
@@ -214,15 +243,31 @@ def test_a_followed_job_says_what_ended_it(
         srun_of(job)[0].send_signal(how)
     elif how == "scancel":
         slurm.run("scancel", f"{job.handle.platform_id}.{job.handle.step}")
-    elif how == "cancel":
-        JobService().cancel(job.handle)
     else:
-        preempt(slurm, node_of(slurm, endpoint_job(slurm)))
+        JobService().cancel(job.handle)
     seen, message = said(job.handle)
     assert seen is status
     assert word in message
     more = " -d" if status is JobStatus.FAILED else ""
     assert f"`domyn-swarm job resume {job.handle.job_id}{more}`" in message
+
+
+def test_a_followed_job_whose_endpoint_is_preempted_goes_on_in_an_allocation_of_its_own(
+    standing: Standing, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    with told(slurm) as hook:
+        job = submit_held(tmp_path, resources=STEP)
+        preempt(slurm, node_of(slurm, endpoint_job(slurm)))
+        until(lambda: now(job).runs == 2)
+        until(lambda: now(job).status is JobStatus.RUNNING)
+        job.goes_on()
+        done = job.release()
+        until(lambda: hook.of("job_ended"))
+        assert [one["status"] for one in hook.of("job_ended")] == ["succeeded"]
+    assert (done.status, done.runs) == (JobStatus.SUCCEEDED, 2)
+    assert all_answered(tmp_path, job.rows)
+    assert done.account is not None
+    assert done.account.requests <= job.rows + 8
 
 
 def test_a_followed_job_goes_on_when_all_of_its_session_is_killed(

@@ -12,8 +12,10 @@ from domyn_swarm.backends.slurm.job_runs import (
     NextRun,
     begin_run,
     cancelled_word,
+    comes_back,
     next_script,
 )
+from domyn_swarm.backends.slurm.states import OwnEnd
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import write_private
 from slurm.scripted_swarm import TAG, ScriptedSwarm
@@ -154,6 +156,67 @@ def test_where_requeueing_is_refused_a_successor_is_followed(
     job.cluster.end(job.live, "TIMEOUT")
     job.clock.sleep(20.0)  # no look is older
     assert job.compute.probe(job.handle) is JobStatus.TIMED_OUT
+
+
+ENDS: dict[str, tuple[OwnEnd | None, int, bool, str | None]] = {
+    "somebody ended it": (OwnEnd("COMPLETING", preempted=False, restarts=0), 0, False, None),
+    "Slurm does not know it": (None, 0, False, None),
+    "put back": (OwnEnd("COMPLETING", preempted=False, restarts=2), 1, False, "itself"),
+    "an earlier time": (OwnEnd("COMPLETING", preempted=False, restarts=1), 1, False, None),
+    "cancelled for another": (
+        OwnEnd("COMPLETING", preempted=True, restarts=0),
+        0,
+        False,
+        "successor",
+    ),
+    "is over already": (OwnEnd("PREEMPTED", preempted=True, restarts=0), 0, False, "successor"),
+    "has time": (OwnEnd("RUNNING", preempted=True, restarts=0), 0, False, "asks"),
+    "a step, put back": (OwnEnd("COMPLETING", preempted=False, restarts=1), 0, True, "successor"),
+    "a step, cancelled": (OwnEnd("COMPLETING", preempted=True, restarts=0), 0, True, "successor"),
+    "a step, by somebody": (OwnEnd("RUNNING", preempted=False, restarts=0), 0, True, None),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_how_a_run_that_is_told_to_end_is_followed_by_another(case: str) -> None:
+    end, restarts, step, how = ENDS[case]
+    assert comes_back(end, restarts, step=step) == how
+
+
+def test_what_slurm_cancels_for_another_job_has_a_successor_that_waits_for_its_end(
+    job: GoingOn,
+) -> None:
+    runs = job.begin()
+    slurm, first = job.cluster.process(), job.id
+    job.cluster.jobs[first].requeues = False
+    job.cluster.ends_s = 30.0
+    job.cluster.preempt(first)
+    assert comes_back(slurm.own_end(first), 0, step=False) == "successor"
+    following = NextRun(job.paths, runs, lambda: True, slurm=slurm, clock=job.clock)
+    assert following.succeed(once_over=first)
+    job.clock.sleep(29.0)
+    successor = JobRuns.read(job.paths).slurm_ids[-1]  # type: ignore[union-attr]
+    assert job.cluster.live() == {**job.cluster.live(), first: "COMPLETING", successor: "PENDING"}
+    job.record(143)
+    job.clock.until(lambda: job.cluster.live().get(successor) == "RUNNING")
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    assert job.begin().number == 2
+
+
+def test_one_that_is_cancelled_as_slurm_takes_its_place_has_no_successor(job: GoingOn) -> None:
+    runs = job.begin()
+    cancelled_word(job.paths).touch()
+    following = NextRun(job.paths, runs, lambda: True, slurm=job.cluster.process(), clock=job.clock)
+    assert not following.succeed(once_over=job.id)
+    assert set(job.cluster.live().values()) == {"RUNNING"}
+
+
+def test_a_successor_is_asked_for_while_the_controller_is_away(job: GoingOn) -> None:
+    runs = job.begin()
+    job.cluster.away(20.0)
+    following = NextRun(job.paths, runs, lambda: True, slurm=job.cluster.process(), clock=job.clock)
+    assert following.succeed(once_over=job.id)
+    assert "PENDING" in job.cluster.live().values()
 
 
 def test_a_step_whose_endpoint_moves_goes_on_in_an_allocation_of_its_own(

@@ -12,7 +12,13 @@ import pytest
 
 from domyn_swarm.backends.slurm import printed
 from domyn_swarm.backends.slurm.invocation import _UNREACHABLE
-from domyn_swarm.backends.slurm.states import SlurmJob, latest, parse_allocation, parse_queue
+from domyn_swarm.backends.slurm.states import (
+    OwnEnd,
+    SlurmJob,
+    latest,
+    parse_allocation,
+    parse_queue,
+)
 
 RECORDED = Path(__file__).parent / "recorded"
 VERSIONS = ("20.11", "22.05", "24.11", "26.05")
@@ -60,8 +66,10 @@ def test_the_queue_shows_how_each_job_ended_or_why_it_waits(recorded: Path) -> N
 
 
 def test_a_job_that_is_taken_for_another_one_shows_since_when(recorded: Path) -> None:
-    shown = {one: printed.preempted(text(recorded, f"job-{one}")) for one in SHOWN}
-    assert [one for one, taken in shown.items() if taken] == ["preempted"]
+    shown = {one: printed.own_end(text(recorded, f"job-{one}")) for one in SHOWN}
+    assert [one for one, end in shown.items() if end.preempted] == ["preempted"]
+    assert shown["preempted"] == OwnEnd("PREEMPTED", preempted=True, restarts=0)
+    assert (shown["running"].state, shown["running"].has_grace) == ("RUNNING", False)
 
 
 def test_each_task_of_an_array_is_a_job_of_its_own(recorded: Path) -> None:

@@ -170,6 +170,24 @@ def test_a_requeued_job_goes_back_into_the_queue_under_its_number(site: Site) ->
     site.until(lambda: site.state(again) == "PENDING")
 
 
+def test_whether_what_is_told_to_end_comes_back_is_known_at_once(site: Site) -> None:
+    job = site.running("--requeue")
+    end = site.slurm.own_end(job)
+    assert end is not None
+    assert (end.state, end.preempted, end.restarts) == ("RUNNING", False, 0)
+    assert site.slurm.requeue(job)
+    site.until(lambda: (end := site.slurm.own_end(job)) is not None and end.restarts == 1)
+    assert site.slurm.own_end("999999") is None
+
+
+def test_a_successor_waits_for_the_end_of_what_it_succeeds(site: Site) -> None:
+    job = site.running()
+    follows = site.slurm.submit(site.script("follows"), once_over=job)
+    assert site.state(follows) == "PENDING"
+    site.slurm.cancel([job])
+    site.until(lambda: site.state(follows) == "RUNNING")
+
+
 def test_a_lost_node_gives_back_what_may_be_requeued_and_ends_the_rest(site: Site) -> None:
     back, ended = site.running("--requeue"), site.running("--no-requeue")
     site.lose_nodes()

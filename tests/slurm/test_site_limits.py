@@ -86,6 +86,7 @@ def site(limiting: SlurmCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     return limiting
 
 
+BRIEF = {"drain_before_end_s": 30}
 CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "onegpu": (
         {"qos": "onegpu"},
@@ -134,6 +135,12 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "a replica asks for 60 minutes, and the partition short gives a job 5 minutes at most",
         "backend.time_limit",
         "will not run it",  # PartitionTimeLimit, or PartitionConfig
+    ),
+    "between two": (
+        {"qos": "brief", "time_limit": {"min": "00:04:00", "max": "01:00:00"}, **BRIEF},
+        "a replica asks for 60 minutes, and the QoS brief gives a job 5 minutes at most",
+        "backend.time_limit",
+        "QOSMaxWallDurationPerJobLimit",
     ),
     "theirs": (
         {"partition": "theirs"},

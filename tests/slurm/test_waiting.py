@@ -4,6 +4,11 @@ serve.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
+import pytest
+
 from domyn_swarm.backends.slurm.reasons import counted
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.snapshot import ReplicaSnapshot
@@ -58,6 +63,30 @@ def test_a_replica_that_was_preempted_says_so_while_it_waits(up: Up, slurm: Slur
         assert row(index).state == "pending"
         assert row(1 - index).serving
     until(lambda: row(index).serving)
+
+
+@pytest.fixture
+def reserved_soon(slurm: SlurmCluster) -> Iterator[None]:
+    """All nodes are others' from in a quarter of an hour on."""
+    wanted = ["StartTime=now+15minutes", "Duration=600", "Nodes=ALL", "Users=daemon"]
+    slurm.run("scontrol", "create", "reservation", "ReservationName=others", *wanted)
+    yield
+    slurm.run("scontrol", "delete", "ReservationName=others")
+
+
+@pytest.mark.usefixtures("reserved_soon")
+def test_what_may_have_less_time_starts_before_others_need_its_nodes(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    shorter = {"time_limit": {"min": "00:06:00", "max": "01:00:00"}, "partition": ["main", "whole"]}
+    service = up(replicas=1, backend={**shorter, "drain_before_end_s": 60})
+    assert service.status("demo").replicas_ready == 1
+    for job in (endpoint_job(slurm), task(slurm, 0)):
+        shown = slurm.run("scontrol", "--oneliner", "show", "job", job).stdout
+        limit = re.search(r"\bTimeLimit=00:(\d+):", shown)
+        assert "TimeMin=00:06:00" in shown
+        assert limit is not None
+        assert 6 <= int(limit[1]) <= 15
 
 
 def test_gpus_are_not_held_for_an_endpoint_that_waits(up: Up, slurm: SlurmCluster) -> None:

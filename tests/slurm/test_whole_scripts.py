@@ -209,6 +209,34 @@ def test_a_job_asks_slurm_for_whole_minutes_and_is_warned_before_they_end(
     assert f"#SBATCH --signal=B:USR1@{warned_s}" in lines
 
 
+@pytest.mark.parametrize(
+    ("keys", "limit_s", "lines"),
+    [
+        ({}, None, {"time=12:00:00", "time-min=0:06:00", "signal=B:USR1@90"}),
+        ({"endpoint": {"wall_time": "1-0"}}, None, {"time=1-0", "signal=B:USR1@120"}),
+        ({}, 7200.0, {"time=120", "signal=B:USR1@120"}),
+    ],
+)
+def test_a_job_may_start_with_less_time_where_nothing_says_how_much_it_gets(
+    tmp_path: Path, keys: dict[str, Any], limit_s: float | None, lines: set[str]
+) -> None:
+    limits = {"min": "0:06:00", "max": "12:00:00"}
+    spec = ComputeSpec(
+        job_id="1",
+        swarm="demo",
+        tag="demo.1",
+        argv=("true",),
+        cwd="/",
+        job_dir=str(tmp_path),
+        resources=JobResources(time_limit_s=limit_s),
+        platform_options={"type": "slurm", "partition": ["a", "b"], "time_limit": limits, **keys},
+    )
+    script = layout.job_script(spec).render("batch.sh.j2")
+    found = {one.removeprefix("#SBATCH --") for one in script.splitlines()}
+    assert {one for one in found if one.startswith(("time", "signal"))} == lines
+    assert "partition=a,b" in found
+
+
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(words=st.lists(LINES, max_size=3), env=ENVIRONMENTS)
 def test_what_a_watchdog_is_told_reaches_the_engine(

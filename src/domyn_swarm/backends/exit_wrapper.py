@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
 _AFTER_LIMIT_S = 60.0
 _OF_WARNING = 0.75  # of the time from the warning to the limit, for the program to end in
+_LOOK_S = 0.2  # whether it was told to end
 _TRIES, _REST_S = 10, 1.0  # for writing the record: a disk may be full for a moment
 
 
@@ -75,9 +76,17 @@ class ProgramRun:
         if self._child is not None:
             self._child.send_signal(_meaning(self._told))
 
-    def run(self, folder: str, program: Sequence[str], umask: int, limit_s: float) -> int:
+    def run(
+        self,
+        folder: str,
+        program: Sequence[str],
+        umask: int,
+        limit_s: float,
+        once_stopped: Callable[[], None] | None = None,
+    ) -> int:
         """Run the program to its end and record it; return its exit code, or 128 + the number of a
-        signal. `limit_s` 0: no limit.
+        signal. `limit_s` 0: no limit. `once_stopped` is called once this process was told
+        to end, while the program may go on for a while.
         """
         signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
         try:
@@ -89,6 +98,11 @@ class ProgramRun:
         self._child = child
         if self._told:  # before the program was started
             child.send_signal(_meaning(self._told))
+        if once_stopped is not None:
+            while child.poll() is None and not self.stopped:
+                time.sleep(_LOOK_S)
+            if self.stopped:
+                once_stopped()
         code = child.wait()
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.record(code)

@@ -170,7 +170,7 @@ def rehearse(
 
 
 def _seconds(flag: str, text: str | None) -> float | None:
-    from domyn_swarm.config.backends import duration_s
+    from domyn_swarm.config.time_limits import duration_s
     from domyn_swarm.swarm.job_keys import finite
 
     if text is None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from domyn_swarm.config.preamble import check_line
+from domyn_swarm.config.section import Section, WrongNames
+from domyn_swarm.config.time_limits import TimeLimit, TimeLimits, TimeRange, time_limit_s
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
@@ -18,38 +26,8 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _PATH = re.compile(r"_(?:PATH|FILE|DIR)$", re.IGNORECASE)  # the path of a secret is not secret
-_TIME_LIMIT = re.compile(
-    r"(?:(?P<days>\d+)-)(?P<h>\d+)(?::(?P<m>\d{1,2}))?(?::(?P<s>\d{1,2}))?"
-    r"|(?:(?P<hours>\d+):(?=\d+:))?(?P<minutes>\d+)(?::(?P<seconds>\d{1,2}))?"
-)
-_UNITS = {"h": "hours", "m": "minutes", "minutes": "minutes", "s": "seconds", "seconds": "seconds"}
-_WITHIN = (  # (unit, next larger unit, largest value if the larger unit is given)
-    *(("h", "days", 23), ("m", "h", 59), ("s", "m", 59)),
-    *(("minutes", "hours", 59), ("seconds", "minutes", 59)),
-)
 _MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 _GB = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1.0, "T": 1024.0}
-
-
-class Section(BaseModel):
-    """A section of the configuration: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        coerce_numbers_to_str=True,
-        hide_input_in_errors=True,  # an input may be a secret
-    )
-
-
-class WrongNames(ValueError):
-    """Some keys of a mapping are invalid. Each is reported at its own line."""
-
-    def __init__(self, names: Iterable[str], why: str) -> None:
-        self.names = sorted(names)
-        self.why = why
-        super().__init__(f"{', '.join(self.names)} {why}")
 
 
 def _variables(env: dict[str, str]) -> dict[str, str]:
@@ -69,42 +47,6 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
             "export it in your shell instead: engines inherit it",
         )
     return env
-
-
-def time_limit_s(value: str) -> float:
-    """The seconds of a time in Slurm's notation; 0 means no limit: infinity.
-
-    Raises:
-        ValueError: `value` is not such a time.
-    """
-    match = _TIME_LIMIT.fullmatch(value)
-    if match is None:
-        raise ValueError("write a time like 36:00:00, 90 (minutes) or 2-12:00:00 (days)")
-    part = {name: int(digits or 0) for name, digits in match.groupdict().items()}
-    for name, larger, most in _WITHIN:
-        if part[name] > most and match[larger] is not None:
-            raise ValueError(f"{value!r} has {part[name]} {_UNITS[name]}; at most {most} are valid")
-    hours = part["days"] * 24 + part["h"] + part["hours"]
-    minutes = hours * 60 + part["m"] + part["minutes"]
-    return (minutes * 60 + part["s"] + part["seconds"]) or float("inf")
-
-
-_UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
-
-
-def duration_s(value: str) -> float:
-    """The seconds of `3d`, `12h`, `90m`, or of a time in Slurm's notation; 0 means no limit.
-
-    Raises:
-        ValueError: `value` is not such a time.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", value)
-    if match is not None:
-        return float(match[1]) * _UNIT_S[match[2]] or float("inf")
-    try:
-        return time_limit_s(value)
-    except ValueError:
-        raise ValueError("write a time like 3d, 12h, 90m or 2-12:00:00") from None
 
 
 def memory_gb(value: str) -> float:
@@ -134,17 +76,22 @@ def _gres(value: str) -> str:
     return value
 
 
-def _time_limit(value: str) -> str:
-    time_limit_s(value)
-    return value
+def _joined(value: object) -> object:
+    """Several partitions as Slurm writes them."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value or not all(isinstance(one, str) and one and "," not in one for one in value):
+        raise ValueError("must be the name of a partition, or a list of such names: [gpu, spare]")
+    return ",".join(value)
 
 
+_NAMES = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Partition = Annotated[str, BeforeValidator(_joined), WithJsonSchema(_NAMES)]
 Env = Annotated[dict[str, str], AfterValidator(_environment)]
 SecretEnv = Annotated[dict[str, str], AfterValidator(_variables)]
 Memory = Annotated[str, AfterValidator(_memory)]
 NodeMemory = Annotated[str, AfterValidator(_node_memory)]
 Gres = Annotated[str, AfterValidator(_gres)]
-TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 
 
 class LocalConfig(Section):
@@ -156,7 +103,7 @@ class LocalConfig(Section):
 class SlurmEndpointConfig(Section):
     """The small CPU-only job that runs router and collector."""
 
-    partition: str | None = Field(None, description="empty: the partition of the replicas")
+    partition: Partition | None = Field(None, description="empty: the partition of the replicas")
     qos: str | None = Field(None, description="empty: the QOS of the replicas")
     cpus_per_task: int = Field(2, ge=1, description="CPUs of the job")
     mem: Memory | None = Field(
@@ -181,14 +128,18 @@ class SlurmConfig(Section):
     """Replicas are tasks of Slurm jobs."""
 
     type: Literal["slurm"] = Field("slurm", description="a Slurm cluster")
-    partition: str = Field(description="partition of the replicas; `sinfo` lists them")
+    partition: Partition = Field(
+        description="partition of the replicas; `sinfo` lists them. Of several, [gpu, spare], "
+        "Slurm takes the one in which a job starts first"
+    )
     account: str | None = Field(
         None, description="account that pays for the GPU hours; empty: your default"
     )
     qos: str | None = Field(None, description="empty: the site's default")
-    time_limit: TimeLimit = Field(
+    time_limit: TimeLimits = Field(
         "36:00:00",
-        description="time limit of each replica: 36:00:00, 90 (minutes) or 2-12:00:00 (days)",
+        description="time limit of each replica: 36:00:00, 90 (minutes) or 2-12:00:00 (days); or "
+        "{min: 1:00:00, max: 12:00:00}: Slurm may give less so that it starts sooner (--time-min)",
     )
     node_list: str | None = Field(
         None, description="use only these nodes, in sbatch's notation: node[01-04]"
@@ -259,11 +210,23 @@ class SlurmConfig(Section):
     ray_dashboard_port: int = Field(8265, ge=1, le=65535, description="port of Ray's dashboard")
     endpoint: SlurmEndpointConfig = SlurmEndpointConfig()
 
+    @property
+    def longest_limit(self) -> str:
+        """The time limit of a replica, or the longest that it may be given."""
+        return self.time_limit.max if isinstance(self.time_limit, TimeRange) else self.time_limit
+
+    @property
+    def shortest_limit(self) -> str | None:
+        """The shortest that it may be given; None: there is one alone."""
+        return self.time_limit.min if isinstance(self.time_limit, TimeRange) else None
+
     @field_validator("drain_before_end_s")
     @classmethod
     def _leaves_time_to_serve(cls, value: int, info: ValidationInfo) -> int:
         limit = info.data.get("time_limit")
-        if limit is not None and value >= time_limit_s(limit):
+        if isinstance(limit, TimeRange) and value >= time_limit_s(limit.min):
+            raise ValueError(f"must be shorter than time_limit.min ({limit.min})")
+        if isinstance(limit, str) and value >= time_limit_s(limit):
             raise ValueError(f"must be shorter than time_limit ({limit})")
         return value
 
@@ -273,6 +236,7 @@ class SlurmConfig(Section):
         cls, value: SlurmEndpointConfig, info: ValidationInfo
     ) -> SlurmEndpointConfig:
         limit = info.data.get("time_limit")
+        limit = limit.max if isinstance(limit, TimeRange) else limit
         if limit and value.wall_time and time_limit_s(value.wall_time) < time_limit_s(limit):
             raise ValueError(f"wall_time must not be shorter than the replicas' {limit}")
         return value

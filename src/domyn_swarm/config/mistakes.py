@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.config.backends import WrongNames
+from domyn_swarm.config.section import WrongNames
 from domyn_swarm.config.sources import CONFIGURATION, FileKind, Key, Layer, dotted, written
 from domyn_swarm.errors import ConfigError, Mistake, quantity
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _BACKENDS = ("local", "slurm", "lepton")
+_LIMIT = ("backend", "time_limit")  # one, too
 _UNIONS = ("backend", "args", "replicas")  # in pydantic's locations, a branch follows these keys
 _EXPECTED = {
     "int_parsing": "a whole number",
@@ -111,7 +112,8 @@ def _key(location: Key) -> Key:
     if location[-1:] == ("[key]",):
         location = location[:-1]
     is_union = location[:1] in [(key,) for key in _UNIONS]
-    return location[:1] + location[2:] if is_union else location
+    location = location[:1] + location[2:] if is_union else location
+    return location[:2] + location[3:] if location[:2] == _LIMIT else location
 
 
 def _written(key: Key, layer: Layer) -> Key:

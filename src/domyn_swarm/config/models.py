@@ -21,7 +21,8 @@ from pydantic import (
     field_validator,
 )
 
-from domyn_swarm.config.backends import BackendConfig, Env, Section
+from domyn_swarm.config.backends import BackendConfig, Env
+from domyn_swarm.config.section import Section
 from domyn_swarm.paths import expanded, home
 
 EngineName = Literal["vllm", "llamacpp", "sglang", "sim", "command"]

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from domyn_swarm.config.backends import Section
 from domyn_swarm.config.loading import load
 from domyn_swarm.config.mistakes import config_error, validated
 from domyn_swarm.config.models import DomynLLMSwarmConfig, check_name
+from domyn_swarm.config.section import Section
 from domyn_swarm.config.sources import Layer, read_yaml, section_of
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.paths import expanded

@@ -148,6 +148,17 @@ class Budget:
             and self._counted.spent >= self._hours
         )
 
+    @property
+    def ends_in_s(self) -> float | None:
+        """In how many seconds it is used up if the swarm stays as large as it is; None: never, or
+        that is not known.
+        """
+        counted = self._counted
+        if self._hours is None or counted is None or counted.held is None:
+            return None
+        each_s = counted.held.hours(1.0)
+        return max(0.0, self._hours - counted.spent) / each_s if each_s else None
+
     def check_counted(self) -> None:
         """Refuse to run if the cost cannot be counted.
 

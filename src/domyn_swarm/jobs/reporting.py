@@ -66,6 +66,31 @@ class TimeLimit:
         return f"too slow to be done when its time is up, at {ends:%Y-%m-%d %H:%M} UTC; {left}"
 
 
+def ends_at(
+    spec: JobSpec, paths: JobPaths, began: float, env: Mapping[str, str] = os.environ
+) -> float | None:
+    """When a job ends for good, done or not, in seconds since the epoch; None: never, as far as
+    its limits go. One that runs once more after its time limit ends with `--stop-after` alone.
+
+    Args:
+        spec: of the job.
+        paths: of the job.
+        began: when this run of it did.
+        env: of this process, in which a scheduler says when its job ends.
+    """
+    resources = spec.resources
+    if paths.runs.exists():
+        from domyn_swarm.backends.slurm.job_runs import JobRuns  # jobs elsewhere have one run
+
+        runs = JobRuns.read(paths)
+        if runs is None or resources.stop_after_s is None:
+            return None
+        return runs.first_began_at + resources.stop_after_s
+    own_s, given = resources.shortest_limit_s, env.get("SLURM_JOB_END_TIME", "")
+    ends = [began + own_s] if own_s is not None else []
+    return min([*ends, *([float(given)] if given.isdecimal() else [])], default=None)
+
+
 class Reporter:
     """Writes `progress.json`, `trace.jsonl` and `result.json`.
 
@@ -78,6 +103,7 @@ class Reporter:
         """`kept`: the checkpoint's folder, if it stays after the run."""
         self.state = "starting"
         self.gpu_hours: float | None = None  # the job's cost so far
+        self.budget_ends_in_s: float | None = None  # it is used up then; None: there is none
         self._paths = paths
         self._spec = spec
         self._kept = kept
@@ -85,7 +111,8 @@ class Reporter:
         self._traced_s = -1.0
         self._time = TimeLimit(
             None if paths.runs.exists() else spec
-        )  # a job that continues by itself has no limit
+        )  # one that goes on has all the time
+        self._ends_at = None if spec is None else ends_at(spec, paths, time.time())
 
     def progress(self) -> None:
         """Write the present progress. Blocks."""
@@ -127,6 +154,7 @@ class Reporter:
                 "gpu_hours": self.gpu_hours,
                 "in_flight": tally.in_flight,
                 "limit": tally.limit,
+                "ends_in_s": self._ends_in_s(),
                 "prompt_tokens": replies.prompt_tokens,
                 "completion_tokens": replies.completion_tokens,
                 "run_answered": tally.rows_answered,
@@ -143,6 +171,11 @@ class Reporter:
             }
         )
         return progress.model_dump_json()
+
+    def _ends_in_s(self) -> float | None:
+        at, budget_s = self._ends_at, self.budget_ends_in_s
+        known = [] if at is None else [max(0.0, at - time.time())]
+        return min([*known, *([] if budget_s is None else [budget_s])], default=None)
 
     def _told(self) -> dict[str, str | None]:
         if self._spec is None:

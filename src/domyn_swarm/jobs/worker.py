@@ -223,6 +223,7 @@ class _Worker:
             await in_thread(self._gpu_hours.count)
             held = self._gpu_hours.held
             self._reporter.gpu_hours = self._gpu_hours.spent if held and held.gpus else None
+            self._reporter.budget_ends_in_s = self._budget.ends_in_s
 
     def _command(self, descriptor: int) -> list[str]:
         program = [sys.executable, "-m", "domyn_swarm.jobs.linked_worker"]

@@ -76,12 +76,12 @@ class SwarmService:
         Raises:
             PlatformError: the platform would refuse it, or cannot be asked.
         """
-        from domyn_swarm.config.backends import time_limit_s
+        from domyn_swarm.config.time_limits import time_limits_s
 
         plan, scripts, backend = launch.plan, launch.scripts, serving_backend(launch.plan.backend)
         gpus = plan.layout.replicas * plan.layout.gpus_per_replica
         limit = plan.backend_options.get("time_limit")
-        hours = math.inf if limit is None else time_limit_s(limit) / 3600
+        hours = math.inf if limit is None else time_limits_s(limit)[1] / 3600
         return PlanReport(
             plan=plan,
             gpus=gpus,
@@ -105,7 +105,7 @@ class SwarmService:
         Raises:
             ConfigError: the file, a flag, or the layout is wrong; the history cannot be read.
         """
-        from domyn_swarm.config.backends import time_limit_s
+        from domyn_swarm.config.time_limits import time_limits_s
         from domyn_swarm.swarm.campaign import (
             Alternative,
             Assumptions,
@@ -118,13 +118,13 @@ class SwarmService:
 
         launch = self.prepare(request)
         plan = launch.plan
-        limit_s = time_limit_s(plan.backend_options.get("time_limit", "0"))
-        limits = None if limit_s == math.inf else (limit_s, limit_s)
+        limits_s = time_limits_s(plan.backend_options.get("time_limit", "0"))
+        limits = None if math.inf in limits_s else limits_s
         known: dict[str, Any] = {
             "replicas": plan.layout.replicas,
             "gpus_per_replica": plan.layout.gpus_per_replica,
             "limit_s": limits,
-            "job_limit_s": None if limits is None else limit_s,
+            "job_limit_s": None if limits is None else limits[1],
         }
         past = {} if history is None else _of_history(history)
         try:

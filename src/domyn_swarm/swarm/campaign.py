@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from domyn_swarm.backends.slurm.folder import watchdog_spec
 from domyn_swarm.backends.slurm.layout import drain_window_s, slurm_config
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
-from domyn_swarm.config.backends import time_limit_s
+from domyn_swarm.config.time_limits import time_limit_s
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths
@@ -147,7 +147,7 @@ def rules_of(plan: DeploymentPlan, ctx: DeploymentContext) -> Rules:
         return Rules(Spec(**told), 0.0)
     config = slurm_config(plan)
     told = watchdog_spec(plan, ctx, paths, 0, 1)
-    return Rules(Spec(**told), drain_window_s(config, time_limit_s(config.time_limit)))
+    return Rules(Spec(**told), drain_window_s(config, time_limit_s(config.longest_limit)))
 
 
 _MOST_SLOTS = 2_000_000  # slots: rows are drawn one by one where their replica ends

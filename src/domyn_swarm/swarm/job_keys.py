@@ -30,13 +30,15 @@ def _limited(read: Callable[[str], float], value: str | None, otherwise: str) ->
 
 
 def _time_limit(value: str | None) -> str | None:
-    from domyn_swarm.config.backends import time_limit_s  # here: `--help` needs no reader of values
+    from domyn_swarm.config.time_limits import (
+        time_limit_s,  # here: `--help` needs no reader of values
+    )
 
     return _limited(time_limit_s, value, "for the default")
 
 
 def _duration(value: str | None) -> str | None:
-    from domyn_swarm.config.backends import duration_s
+    from domyn_swarm.config.time_limits import duration_s
 
     return _limited(duration_s, value, "to go on until the rows are settled")
 
@@ -78,7 +80,8 @@ class ChangeKeys(ChangeableOptions, ResourceKeys):
 
 def resources_of(keys: ResourceKeys, *, detached: bool) -> JobResources:
     """The resources in the units of programs. `detached`: no command follows the job."""
-    from domyn_swarm.config.backends import duration_s, memory_gb, time_limit_s
+    from domyn_swarm.config.backends import memory_gb
+    from domyn_swarm.config.time_limits import duration_s, time_limit_s
 
     same = {name: getattr(keys, name) for name in PlatformOptions.field_names()}
     return JobResources(

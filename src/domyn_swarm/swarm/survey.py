@@ -9,7 +9,7 @@ from shlex import quote
 from typing import Any, TypeVar, cast
 
 from domyn_swarm.backends.base import ServingHandle
-from domyn_swarm.backends.endpoint.elastic import read_state
+from domyn_swarm.backends.endpoint.elastic_state import read_state
 from domyn_swarm.backends.endpoint.view import (
     CollectorView,
     EndpointAddress,

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import RETRY_AT_MOST_S, Doorkeeper
-from domyn_swarm.backends.endpoint.elastic import Speed, Work
+from domyn_swarm.backends.endpoint.elastic import EndingRows, Work
+from domyn_swarm.backends.endpoint.row_speed import Speed
 from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 from domyn_swarm.model import JobProgress, utc_now
@@ -96,6 +97,7 @@ class Demand:
             asked_for=asks,
             quiet_s=now - self._work_at,
             clients_quiet_s=now - self._clients_at,
+            ending=jobs.ending,
         )
 
     def _await_the_turned_away(self, now: float) -> None:
@@ -129,6 +131,7 @@ class _Jobs:
         self._names: frozenset[str] = frozenset()
         self.speed = Speed()
         self.left = self.unsent = self.in_flight = 0
+        self.ending: tuple[EndingRows, ...] = ()
         self.known = self.unknown = False  # a job runs; the rows of one are not known yet
 
     def look(self, ready: int) -> _Jobs:
@@ -146,8 +149,9 @@ class _Jobs:
         self.unknown = len(sized) < len(under_way)
         self.in_flight = sum(one.in_flight for one in under_way.values())
         self.left = sum(max(0, (one.rows_total or 0) - one.rows_done) for one in sized)
-        self.unsent = sum(
-            max(0, (one.rows_total or 0) - one.rows_done - one.in_flight) for one in sized
+        self.unsent = sum(_unsent(one) for one in sized)
+        self.ending = tuple(
+            EndingRows(one.ends_in_s, _unsent(one)) for one in sized if one.ends_in_s is not None
         )
         return self
 
@@ -168,3 +172,7 @@ class _Jobs:
         for gone in self._changed_at.keys() - {job.job_id for job in jobs}:
             del self._changed_at[gone]
         return found
+
+
+def _unsent(job: JobProgress) -> int:
+    return max(0, (job.rows_total or 0) - job.rows_done - job.in_flight)

@@ -12,23 +12,23 @@ task. The rules, each of which `decide` returns as its reason:
   when little or nothing is left.
 - No place is started while a ready one is idle: then replicas are not what limits the work.
 - A place that waits in the queue is given up once the others will be done before it could be ready.
-- The tail: once nothing is left to be sent, every idle place ends at once. The last one stays for
-  `keep_s`, as do places that a client's requests woke. The default of `keep_s` is the time of a
-  start: keeping an idle machine for as long as starting it costs at most twice the optimum of
-  someone who knows the future (the rent-or-buy rule; Karlin et al. 1988).
+- None is started for jobs that end, done or not, before it would have served for so long. The first
+  one is: what is known of starts is of the past.
+- The tail: once nothing is left that could still be sent, as many places stay as what is in flight
+  fills, should all of it have to be asked again. The others, those with the fewest requests, get
+  no more and go as these have ended. Where those that stay are idle and one that goes is not, that
+  one stays instead.
+- The last one stays for `keep_s`, as do places that a client's requests woke. By default that is
+  the time that a start takes: who keeps an idle machine as long as it costs to start it pays at
+  most twice what he would have paid knowing the future (the rent-or-buy rule; Karlin et al. 1988).
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol
-
-from domyn_swarm.model import Record
-from domyn_swarm.paths import SwarmPaths
-from domyn_swarm.record import field
+from typing import NamedTuple
 
 PRESUMED_START_S = 120.0  # until a start was measured
 _WORTH = 0.5  # of a start's time: a new place must have work for that long
@@ -36,7 +36,6 @@ _TOO_LATE = 0.8  # of a start's time: work that the others finish within it need
 _SETTLED_S = 1.0  # a place that is idle for less may just be between two requests
 _UNUSED_S = 5.0  # a place that is idle for so long while work waits is not what limits the work
 _KEEP_AT_LEAST_S = 30.0
-_STARTS_KEPT = 9
 
 
 class PlaceState(StrEnum):
@@ -56,17 +55,30 @@ class Place(NamedTuple):
     asked_s: float = 0.0  # seconds since it was requested
     idle_s: float = 0.0  # since its last request, if ready; 0: it has some, or may have
     ends_in_s: float = math.inf  # seconds to its time limit
+    requests: float | None = None  # that its engines have; None: not known
+
+
+class EndingRows(NamedTuple):
+    """Rows of a job that ends after a time, whether they are settled or not."""
+
+    in_s: float
+    unsent: int
 
 
 class Work(NamedTuple):
     """The work that there is."""
 
-    rows_left: int = 0  # rows of running jobs that are not settled
-    rows_unsent: int = 0  # of these: not in flight
-    requests: float = 0.0  # requests of other clients: in flight, or held until a replica serves
-    asked_for: bool = False  # a job asks for replicas, and its number of rows is not known yet
-    quiet_s: float = math.inf  # seconds since there was any work
-    clients_quiet_s: float = math.inf  # seconds since another client's request
+    rows_left: int = 0  # of jobs that are under way: not settled
+    rows_unsent: int = 0  # of them: not in flight
+    requests: float = 0.0  # of other clients: in flight, or held until a replica is there
+    asked_for: bool = False  # a job asks for replicas, and has not said how many rows it has
+    quiet_s: float = math.inf  # since any of this was there
+    clients_quiet_s: float = math.inf  # since another client's request was
+    ending: tuple[EndingRows, ...] = ()  # of the rows that are not in flight
+
+    def unsent_after(self, seconds: float) -> int:
+        """The rows that are not in flight, without those of jobs that will have ended by then."""
+        return self.rows_unsent - sum(one.unsent for one in self.ending if one.in_s < seconds)
 
     @property
     def any(self) -> bool:
@@ -109,7 +121,7 @@ def decide(
     measured: Measured,
     taken: Iterable[int] = (),
     *,
-    warm: Collection[int] = (),
+    warm: Collection[Place] = (),
 ) -> Decision:
     """Decide which places should run.
 
@@ -126,10 +138,14 @@ def decide(
     wanted = frozenset(one.number for one in kept)
     if released:
         return Decision(wanted, why)
+    if (turn := _turn(places, warm)) is not None and _in_tail(work, places, bounds, measured):
+        idle, busy = turn
+        return Decision(wanted - {idle} | {busy}, "the last rows are there")
     more, why = _missing(work, kept, bounds, measured)
     not_free = wanted | set(taken)
     free = [number for number in range(bounds.most) if number not in not_free]
-    free.sort(key=lambda number: number not in warm)
+    still = {one.number for one in warm}
+    free.sort(key=lambda number: number not in still)
     added = free[: max(0, min(more, bounds.most - len(kept)))]
     return Decision(wanted | set(added), why if added else "")
 
@@ -144,9 +160,7 @@ def _released(
     keep_s = _keep_s(bounds, measured)
     usable = [one for one in places if one.state is not PlaceState.FAILED]
     ready = [one for one in usable if one.state is PlaceState.READY]
-    nothing_to_send = not (work.rows_unsent or work.asked_for) and (
-        work.requests <= measured.full_at * len(ready) if ready else not work.any
-    )
+    nothing_to_send = _nothing_to_send(work, ready, measured)
     ends: list[tuple[Place, str]] = []
     for one in sorted(usable, key=_last_first):
         if one.state is PlaceState.READY:
@@ -155,18 +169,52 @@ def _released(
             why = _starts_in_vain(work, one, ready, measured, keep_s, nothing=nothing_to_send)
         if why is not None:
             ends.append((one, why))
+    if _in_tail(work, places, bounds, measured):
+        stay = max(floor, _filled(work, measured))
+        chosen = {one.number for one, _ in ends}
+        spare = [one for one in sorted(ready, key=_last_first) if one.number not in chosen]
+        more = spare[: max(0, len(usable) - len(ends) - stay)]
+        ends += [(one, "what is in flight needs fewer") for one in more if one.requests is not None]
     going = ends[: max(0, len(usable) - floor)]
     if not work.any and work.quiet_s < keep_s and len(going) == len(usable):
         going = going[:-1]  # the last place stays: the next client need not wait for a start
     return {one.number for one, _ in going}, going[0][1] if going else ""
 
 
-def _last_first(one: Place) -> tuple[int, float, int]:
-    """The order in which places are given up: not started, then longest idle, then highest
+def _nothing_to_send(work: Work, ready: Sequence[Place], measured: Measured) -> bool:
+    return not (work.rows_unsent or work.asked_for) and (
+        work.requests <= measured.full_at * len(ready) if ready else not work.any
+    )
+
+
+def _in_tail(work: Work, places: Sequence[Place], bounds: Bounds, measured: Measured) -> bool:
+    """Whether all that jobs have left is in flight, and no client comes."""
+    ready = [one for one in places if one.state is PlaceState.READY]
+    quiet = not work.requests and work.clients_quiet_s >= _keep_s(bounds, measured)
+    return bool(work.rows_left) and quiet and _nothing_to_send(work, ready, measured)
+
+
+def _turn(places: Sequence[Place], warm: Collection[Place]) -> tuple[int, int] | None:
+    """Where all that stay are idle: one of them, and the one with the most requests of those that
+    go; None: there is no such.
+    """
+    if not places or any(one.state is PlaceState.READY and one.requests != 0 for one in places):
+        return None
+    idle = [one for one in places if one.state is PlaceState.READY]
+    busy = [one for one in warm if one.requests]
+    if not idle or not busy:
+        return None
+    return min(idle, key=_last_first).number, max(busy, key=lambda one: one.requests or 0).number
+
+
+def _last_first(one: Place) -> tuple[int, float, float, int]:
+    """The order in which places are given up: not started, then longest idle, then fewest requests,
+    the highest
     number.
     """
     order = (PlaceState.WAITING, PlaceState.STARTING, PlaceState.READY, PlaceState.FAILED)
-    return order.index(one.state), -one.idle_s, -one.number
+    requests = math.inf if one.requests is None else one.requests
+    return order.index(one.state), -one.idle_s, requests, -one.number
 
 
 def _idle_in_vain(work: Work, one: Place, keep_s: float, *, nothing_to_send: bool) -> str | None:
@@ -190,8 +238,14 @@ def _starts_in_vain(
 ) -> str | None:
     if nothing and work.clients_quiet_s >= keep_s:
         return "nothing would be left for it"
+    if work.requests:
+        return None
+    if measured.start_s is not None and work.rows_unsent:
+        begins_s = max(0.0, measured.start_s - one.asked_s)
+        if not work.asked_for and not work.unsent_after(begins_s):
+            return "its jobs end before it could be ready"
     speed = measured.rows_per_place_s
-    if one.state is not PlaceState.WAITING or not ready or not speed or work.requests:
+    if one.state is not PlaceState.WAITING or not ready or not speed:
         return None
     if work.rows_unsent < _TOO_LATE * measured.expected_start_s * speed * len(ready):
         return "the others will be done before it could be ready"
@@ -218,14 +272,14 @@ def _missing(
     if not work.any:
         return 0, ""
     if not usable:
-        first = max(1, _filled(work, measured))
+        first = max(1, _filled_in_time(work, measured))
         return first, "there is work, and none to do it"
     if any(one.idle_s >= _SETTLED_S for one in usable if one.state is PlaceState.READY):
         return 0, ""
     by_requests = math.ceil(work.requests / measured.full_at) - len(usable)
     speed = measured.rows_per_place_s
     if speed is None or speed <= 0:
-        by_rows, why = _filled(work, measured) - len(usable), "rows wait"
+        by_rows, why = _filled_in_time(work, measured) - len(usable), "rows wait"
     else:
         by_rows, why = _worth_starting(work, usable, speed, measured), "rows are left for it"
     return max(by_rows, by_requests), why if by_rows >= by_requests else "requests wait"
@@ -236,11 +290,22 @@ def _filled(work: Work, measured: Measured) -> int:
     return math.ceil(max(work.rows_left, work.requests) / measured.full_at)
 
 
+def _filled_in_time(work: Work, measured: Measured) -> int:
+    """The same, without the rows of jobs that will have ended before a start pays."""
+    too_late = work.rows_unsent - work.unsent_after(_pays_after_s(measured))
+    return _filled(work._replace(rows_left=work.rows_left - too_late), measured)
+
+
+def _pays_after_s(measured: Measured) -> float:
+    """How long a job must still go on for a start to pay; 0 while nothing is known of starts."""
+    return 0.0 if measured.start_s is None else (1 + _WORTH) * measured.start_s
+
+
 def _worth_starting(work: Work, usable: Sequence[Place], speed: float, measured: Measured) -> int:
     """How many more places would have work for `_WORTH` of the time that their start takes."""
     start_s = measured.expected_start_s
     done = sum(speed * _serves_s(one, start_s) for one in usable)
-    left = work.rows_unsent - done
+    left = work.unsent_after(_pays_after_s(measured)) - done
     if left <= 0:
         return 0
     still = sum(one.ends_in_s > start_s for one in usable)
@@ -252,117 +317,3 @@ def _serves_s(one: Place, within_s: float) -> float:
     """For how many of the next seconds a place serves at most."""
     begins_s = 0.0 if one.state is PlaceState.READY else max(0.0, within_s - one.asked_s)
     return max(0.0, min(within_s, one.ends_in_s) - begins_s)
-
-
-# -- what is measured ---------------------------------------------------------------------------
-
-
-class _Sample(NamedTuple):
-    at: float
-    rows: float  # rows settled since the beginning
-    place_s: float  # seconds of ready places since the beginning
-
-
-class Speed:
-    """Measures the rows that one place settles per second, over the last `window_s`."""
-
-    def __init__(self, window_s: float = 60.0, least_s: float = 5.0) -> None:
-        self._window_s = window_s
-        self._least_s = least_s
-        self._samples: deque[_Sample] = deque()
-
-    def saw(self, now: float, rows: float, ready: int) -> None:
-        """Add a measurement: rows settled and places ready at `now` (seconds)."""
-        last = self._samples[-1] if self._samples else None
-        if last is not None and rows < last.rows:  # other jobs: earlier samples do not apply
-            self._samples.clear()
-            last = None
-        place_s = 0.0 if last is None else last.place_s + (now - last.at) * ready
-        self._samples.append(_Sample(now, rows, place_s))
-        while len(self._samples) > 2 and now - self._samples[1].at >= self._window_s:
-            self._samples.popleft()
-
-    def forget(self) -> None:
-        """Forget the measurements, because other jobs run from now on."""
-        self._samples.clear()
-
-    @property
-    def rows_per_place_s(self) -> float | None:
-        """Rows per second of one place; None: too few measurements, or nothing was settled."""
-        if not self._samples:
-            return None
-        first, last = self._samples[0], self._samples[-1]
-        place_s, rows = last.place_s - first.place_s, last.rows - first.rows
-        return rows / place_s if place_s >= self._least_s and rows > 0 else None
-
-
-def read_state(paths: SwarmPaths, tag: str) -> ElasticState | None:
-    """The state that the endpoint program wrote last; None: no state, or one of another swarm."""
-    try:
-        state = ElasticState.model_validate_json(paths.elastic.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return state if state.tag == tag else None
-
-
-class Placed(NamedTuple):
-    """What the platform runs in one place."""
-
-    runs: bool  # whether it runs; else it waits in the queue
-    ends_in_s: float = math.inf
-
-
-class ElasticPlatform(Protocol):
-    """The platform's operations for elastic swarms. Called from threads."""
-
-    @property
-    def per_place(self) -> int:
-        """How many replicas the platform starts and ends together."""
-
-    def places(self) -> Mapping[int, Placed]:
-        """What runs or waits of the swarm's replicas.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
-
-    def start(self, places: Collection[int]) -> None:
-        """Make sure that each of these runs or waits. Idempotent.
-
-        Raises:
-            PlatformError: some could not be started.
-        """
-
-    def release(self, places: Collection[int]) -> None:
-        """End these: what waits at once, what runs after it has drained. Idempotent.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
-
-
-class ElasticState(Record):
-    """The state of the decisions, in `serving/elastic.json`, so that a restarted program goes on
-    from it. Written before the decision is carried out.
-    """
-
-    schema_version: Literal[1] = 1
-    tag: str  # of the swarm
-    wanted: tuple[int, ...]  # places
-    asked_at: dict[int, float] = field(default_factory=dict)  # requested, not ready yet; epoch's s
-    starts_s: tuple[float, ...] = ()  # how long the last starts took, queue included
-    # places not used until then; epoch's s
-    failed_until: dict[int, float] = field(default_factory=dict)
-    reason: str = ""  # reason of the last change
-    trouble: str = ""  # why wanted places cannot be started now
-
-    @property
-    def start_s(self) -> float | None:
-        """Seconds that a start takes here: the median of the last ones."""
-        ordered = sorted(self.starts_s)
-        return ordered[len(ordered) // 2] if ordered else None
-
-    def with_start(self, seconds: float) -> ElasticState:
-        """A copy with another measured start."""
-        starts = (*self.starts_s, seconds)[-_STARTS_KEPT:]
-        return self.model_copy(update={"starts_s": starts})

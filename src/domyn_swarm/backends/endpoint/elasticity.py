@@ -1,9 +1,7 @@
 """Runs as many replicas of an elastic swarm as there is work for, as `elastic` decides.
 
-Every second it reads the demand and the state of the platform, and records which replicas should
-run before it asks the platform for them. A replica that is given up leaves the router's list first.
-It is ended only when drivers and router are certain to have followed, and its engine reports no
-request. So none of its requests is lost, however long they take.
+Every second it looks at what jobs and clients want and at what runs, and writes down what shall run
+before it asks the platform for it. How a replica goes: see `leaving`.
 """
 
 from __future__ import annotations
@@ -14,20 +12,20 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
-from domyn_swarm.backends.endpoint.collector import OVERLAP_S, Collector
+from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.demand import Demand
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import (
     Bounds,
-    ElasticPlatform,
-    ElasticState,
     Measured,
     Place,
-    Placed,
     PlaceState,
     decide,
-    read_state,
 )
+from domyn_swarm.backends.endpoint.elastic_platform import ElasticPlatform, Placed
+from domyn_swarm.backends.endpoint.elastic_state import ElasticState, read_state
+from domyn_swarm.backends.endpoint.leaving import Leaving
+from domyn_swarm.backends.endpoint.place_requests import PlaceRequests
 from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.backends.ledger import note_wanted
@@ -40,14 +38,21 @@ from domyn_swarm.probing import Clock
 _log = get_logger(__name__)
 
 _LOOK_S = 1.0
-_AT_LEAST_S = 0.2  # seconds between two rounds, however many requests come
-_LEFT_S = 1.5  # how long after a replica left the lists all drivers are certain to have followed
+_LEAVING_LOOK_S = 0.25  # at the requests of what goes as soon as it has none
+_AT_LEAST_S = 0.2  # between two looks, however many requests come
 _FAILED_RESTS_S = 600.0
-_APPEARS_S = 90.0  # a place that was requested so long ago and does not exist has ended
-_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last replica stays listed until the router has another
-_SILENT_S = 30.0  # an engine whose gauges do not answer for so long serves no request either
+_APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
 _AGAIN_S = 30.0  # between attempts to start what could not be started
-_AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
+
+
+async def _whatever_fails(look: Callable[[], Awaitable[None]]) -> None:
+    """What fails is looked at again."""
+    try:
+        await look()
+    except (PlatformError, OSError, ValueError) as error:
+        _log.warning("cannot see to the number of replicas now: %s", error)
+    except Exception:  # noqa: BLE001 - the endpoint serves all the same
+        _log.exception("cannot see to the number of replicas now")
 
 
 class Elasticity:
@@ -73,21 +78,29 @@ class Elasticity:
         self._per_place = platform.per_place
         self._elastic: ElasticSpec = spec.elastic
         self._replicas = spec.replicas
-        self._has_gauges = spec.metrics_path is not None and spec.running_metric is not None
         self._bounds = Bounds(
             least=math.ceil(spec.elastic.least / self._per_place),
             most=math.ceil(spec.replicas / self._per_place),
             keep_s=spec.elastic.keep_s,
         )
         self._state, self._restored = self._restore(spec.tag)
-        self._idle_since: dict[int, float] = {}
-        self._absent_since: dict[int, float] = {}  # wanted places that neither run nor wait
-        self._failed_since: dict[int, float] = {}  # wanted places that failed permanently
-        self._left_at: dict[int, float] = {}  # places that are no longer wanted
-        self._given_back: set[int] = set()  # the same, without those of an earlier program
-        self._released: set[int] = set()
+        self._absent_since: dict[int, float] = {}  # places that are wanted, and nowhere
+        self._failed_since: dict[int, float] = {}  # places that are wanted, and failed for good
         self._try_again_at = 0.0
-        self._demand = Demand(paths, collector, activity, door, clock)
+        demand = self._demand = Demand(paths, collector, activity, door, clock)
+        self._requests = PlaceRequests(
+            collector,
+            self._reports,
+            lambda: demand.may_be_in_flight,
+            lambda: demand.rows_unsent,
+            clock,
+        )
+        has_gauges = spec.metrics_path is not None and spec.running_metric is not None
+        self._leaving = Leaving(
+            *(platform, collector, self._requests, self._reports),
+            has_gauges=has_gauges,
+            clock=clock,
+        )
         self._came = asyncio.Event() if door is None else door.came
         self._announce()
 
@@ -102,16 +115,16 @@ class Elasticity:
     async def run(self) -> None:
         """Run rounds until cancelled."""
         while True:
-            try:
-                await self.look()
-            except (PlatformError, OSError, ValueError) as error:  # repeated in the next round
-                _log.warning("cannot adjust the number of replicas now: %s", error)
-            except Exception:  # noqa: BLE001 - the endpoint serves all the same
-                _log.exception("cannot adjust the number of replicas now")
+            next_at = self._clock.monotonic() + _LOOK_S
+            await _whatever_fails(self.look)
             await asyncio.sleep(_AT_LEAST_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S - _AT_LEAST_S):
-                    await self._came.wait()
+            while not self._came.is_set() and (rest_s := next_at - self._clock.monotonic()) > 0:
+                if self._leaving.waits:
+                    rest_s = min(rest_s, _LEAVING_LOOK_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(rest_s):
+                        await self._came.wait()
+                await _whatever_fails(self._leaving.end)
             self._came.clear()
 
     def expected_s(self) -> float | None:
@@ -151,12 +164,20 @@ class Elasticity:
         state, now = self._state, self._clock.time()
         resting = {one for one, until in state.failed_until.items() if until > now}
         leaving = placed.keys() - set(state.wanted)
-        warm = {one for one in (self._given_back & leaving) - self._released if self._is_ready(one)}
-        found = decide(work, places, self._bounds, measured, resting | (leaving - warm), warm=warm)
+        warm = await self._warm(leaving)
+        taken = resting | leaving - {one.number for one in warm}
+        found = decide(work, places, self._bounds, measured, taken, warm=warm)
         if found.wanted != set(state.wanted):
-            await self._want(found.wanted, found.reason, warm)
-        await self._end(placed.keys() - found.wanted)
+            await self._want(found.wanted, found.reason, {one.number for one in warm})
+        self._leaving.surplus(placed.keys() - found.wanted, any_wanted=bool(found.wanted))
+        await self._leaving.end()
         await self._begin(found.wanted - placed.keys())
+
+    async def _warm(self, leaving: Collection[int]) -> list[Place]:
+        """Of places that are not wanted: those that serve yet, and were not told to end."""
+        warm = self._leaving.still_warm(leaving)
+        busy = await self._requests.at(warm) if warm else {}
+        return [Place(one, PlaceState.READY, requests=busy.get(one)) for one in warm]
 
     async def _want(self, wanted: frozenset[int], reason: str, warm: Collection[int]) -> None:
         """Record the decision on disk before it is carried out. Places in `warm` still serve."""
@@ -177,10 +198,7 @@ class Elasticity:
         replicas = [index for one in wanted for index in self._replicas_of(one)]
         with contextlib.suppress(OSError):  # then the wait for a replica is not in the ledger
             await asyncio.to_thread(note_wanted, self._elastic.ledger_entry, replicas)
-        for one in gone:
-            self._left_at[one] = self._clock.monotonic()
-        self._given_back = (self._given_back | gone) - added
-        self._released -= added
+        self._leaving.changed(gone=gone, added=added)
         if added:
             self._try_again_at = 0.0
         self._announce()
@@ -220,38 +238,6 @@ class Elasticity:
         if trouble != self._state.trouble:
             await self._remember(self._state.model_copy(update={"trouble": trouble}))
 
-    async def _end(self, surplus: Collection[int]) -> None:
-        """End places that are not wanted and have no request left."""
-        now = self._clock.monotonic()
-        for one in self._left_at.keys() - set(surplus):
-            del self._left_at[one]
-        self._released &= set(surplus)
-        going = []
-        for one in surplus:
-            left_at = self._left_at.setdefault(one, now)
-            if one in self._released:
-                continue
-            if not self._may_have_requests(one):
-                going.append(one)
-            elif now - left_at >= (_LEFT_S if self._state.wanted else _ASLEEP_S) and all(
-                self._collector.unlisted_s(report.url) >= _LEFT_S
-                for report in self._reports(one)
-                if report.url is not None
-            ):
-                requests = (await self._busy([one])).get(one)
-                silent = requests is None and self._has_gauges and now - left_at >= _SILENT_S
-                if requests == 0 or silent:
-                    going.append(one)
-        if going:
-            await asyncio.to_thread(self._platform.release, going)
-            self._released.update(going)
-
-    def _is_ready(self, place: int) -> bool:
-        return {one.state for one in self._reports(place)} == {ReplicaState.READY}
-
-    def _may_have_requests(self, place: int) -> bool:
-        return any(report.state in _AT_WORK for report in self._reports(place))
-
     def _asked_s(self, place: int) -> float:
         at = self._state.asked_at.get(place)
         return math.inf if at is None else max(0.0, self._clock.time() - at)
@@ -264,7 +250,9 @@ class Elasticity:
     async def _places(self, placed: Mapping[int, Placed]) -> list[Place]:
         """The wanted places in their present state. One that ended without a report is left out."""
         serving = {one // self._per_place for one in self._collector.serving_replicas()}
-        idle = await self._idle_s(serving & set(self._state.wanted))
+        ready = serving & set(self._state.wanted)
+        busy = await self._requests.at(ready)
+        idle = self._requests.idle_s(ready, busy)
         found, lost, replaceable = [], set(), self._has_another(placed)
         for index in self._state.wanted:
             reports, there = self._reports(index), placed.get(index)
@@ -284,7 +272,12 @@ class Elasticity:
                 found.append(Place(index, PlaceState.FAILED, asked_s))
             elif index in serving:
                 ends_in_s = math.inf if there is None else there.ends_in_s
-                found.append(Place(index, PlaceState.READY, asked_s, idle[index], ends_in_s))
+                found.append(
+                    Place(
+                        *(index, PlaceState.READY, asked_s, idle[index], ends_in_s),
+                        requests=busy.get(index),
+                    )
+                )
             elif there is not None and there.runs:
                 found.append(Place(index, PlaceState.STARTING, asked_s, 0.0, there.ends_in_s))
             else:
@@ -340,58 +333,9 @@ class Elasticity:
         await self._remember(state.model_copy(update=changes))
         self._announce()
 
-    async def _idle_s(self, ready: Collection[int]) -> dict[int, float]:
-        """Seconds that each place has been without a request; 0 for one that may have some."""
-        now = self._clock.monotonic()
-        busy = await self._busy(ready)
-        for one in ready:
-            if busy.get(one) == 0:
-                self._idle_since.setdefault(one, now)
-            else:
-                self._idle_since.pop(one, None)
-        for one in self._idle_since.keys() - set(ready):
-            del self._idle_since[one]
-        return {one: now - self._idle_since.get(one, now) for one in ready}
-
-    async def _busy(self, places: Collection[int]) -> dict[int, float]:
-        """The requests at each place; unknown places are left out. An engine without gauges counts
-        as busy as long as any client may have a request in flight. Reports are seconds old, so
-        engines that reported no request are asked, and all of them once nothing is left to send.
-        """
-        reported = {one: self._reports(one) for one in places}
-        asked = [
-            report.url
-            for reports in sorted(reported.values(), key=_running)
-            for report in reports
-            if report.url is not None and not (report.requests_running and self._demand.rows_unsent)
-        ]
-        now = await self._collector.gauges.requests_at(asked)
-        found = {}
-        for place, reports in reported.items():
-            counts = [_requests_of(report, now) for report in reports]
-            if now is None:
-                counts = [None if self._demand.may_be_in_flight else 0.0]
-            known = [one for one in counts if one is not None]
-            if len(known) == len(counts):
-                found[place] = sum(known)
-        return found
-
     def _reports(self, place: int) -> list[ReplicaReport]:
         found = (self._collector.last(index) for index in self._replicas_of(place))
         return [one for one in found if one is not None]
-
-
-def _running(reports: Collection[ReplicaReport]) -> float:
-    return sum(one.requests_running or 0.0 for one in reports)
-
-
-def _requests_of(report: ReplicaReport, now: Mapping[str, float] | None) -> float | None:
-    """A replica's requests: from the engine itself if it was asked, else from its last report."""
-    if now is not None and report.url is not None and report.url in now:
-        return now[report.url]
-    if report.state is not ReplicaState.READY or report.url is None:
-        return 0.0 if report.requests_running is None else report.requests_running
-    return report.requests_running or None
 
 
 def _named(places: Collection[int]) -> str:

@@ -20,6 +20,7 @@ from domyn_swarm.backends.slurm.states import (
     STEP_ACCOUNT_FORMAT,
     STEP_FORMAT,
     Allocation,
+    OwnEnd,
     SlurmJob,
     latest,
     parse_allocation,
@@ -102,9 +103,11 @@ class Slurm:
         array: Sequence[int] | None = None,
         exclude: Sequence[str] = (),
         after: str | None = None,
+        once_over: str | None = None,
     ) -> str:
-        """Submit a script and return the new job's id. `array` names the tasks to submit, `exclude`
-        the nodes to leave out whatever the script says, `after` a job that must have started first.
+        """Submit a script, with `array` for these of its tasks, with `exclude` on none of these
+        nodes, whatever the script says of nodes to leave out, with `after` once that job has
+        started, with `once_over` once that one has ended; the new job's id.
 
         Raises:
             CommandMissing: there is no Slurm here.
@@ -115,6 +118,7 @@ class Slurm:
         options = [] if array is None else [f"--array={','.join(map(str, array))}"]
         options += [f"--exclude={','.join(exclude)}"] if exclude else []
         options += [] if after is None else [f"--dependency=after:{after}"]
+        options += [] if once_over is None else [f"--dependency=afterany:{once_over}"]
         try:
             done = run(["sbatch", "--parsable", *options, str(script)])
         except PlatformUnavailable as error:
@@ -257,15 +261,15 @@ class Slurm:
             )
         return parse_allocation(done.stdout)
 
-    def preempts(self, job: str) -> bool:
-        """Whether a job is being preempted; False if Slurm does not know the job. The job itself
-        asks this, in its last moments.
+    def own_end(self, job: str) -> OwnEnd | None:
+        """What becomes of a job that was told to end; None: Slurm does not know the job. Asked by
+        the job itself, which has only moments left.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
         done = run(["scontrol", "--oneliner", "show", "job", job], _MOMENTS_S)
-        return done.returncode == 0 and printed.preempted(done.stdout)
+        return printed.own_end(done.stdout) if done.returncode == 0 else None
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
         """What accounting remembers of jobs that the controller forgot; nothing without accounting.

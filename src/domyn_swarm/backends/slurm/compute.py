@@ -266,7 +266,8 @@ def cause_so_far(paths: JobPaths, slurm_id: str) -> JobStatus | None:
     if written is not None:
         return written
     try:
-        return JobStatus.PREEMPTED if Slurm().preempts(slurm_id) else None
+        end = Slurm().own_end(slurm_id)
+        return JobStatus.PREEMPTED if end is not None and end.preempted else None
     except PlatformError:
         return None
 

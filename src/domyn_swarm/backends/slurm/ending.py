@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.slurm.queue import JOB_PREFIX, JobsById, tagged
-from domyn_swarm.backends.slurm.states import Allocation, SlurmJob
+from domyn_swarm.backends.slurm.states import Allocation, OwnEnd, SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.probing import Clock, comes_true
 
@@ -43,8 +43,12 @@ class Scheduler(Protocol):
         array: Sequence[int] | None = None,
         exclude: Sequence[str] = (),
         after: str | None = None,
+        once_over: str | None = None,
     ) -> str:
         """See `Slurm.submit`."""
+
+    def own_end(self, job: str) -> OwnEnd | None:
+        """See `Slurm.own_end`."""
 
     def exclude(self, job: str, nodes: Sequence[str]) -> bool:
         """See `Slurm.exclude`."""

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from domyn_swarm.backends.job_end import read_tail
 from domyn_swarm.backends.slurm.task import Returning
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK
+from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, CommandMissing, PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Clock, comes_true
@@ -29,12 +29,18 @@ from domyn_swarm.restart_budget import RestartPolicy
 
 if TYPE_CHECKING:
     from domyn_swarm.backends.slurm.ending import Scheduler
+    from domyn_swarm.backends.slurm.states import OwnEnd
 
 _log = get_logger(__name__)
 
 _LOOK_S = 0.2
+_AGAIN_S = 1.0  # a run that is being ended has moments
 # Consecutive short runs without a settled row; a longer run had something to wait for.
 _FRUITLESS = RestartPolicy(most=3, progress_s=600.0)
+ComesBack = Literal["itself", "asks", "successor"]
+"""Slurm has put it back into the queue; it may do so itself while it has time; it is ended for good
+(`PreemptMode=CANCEL`), and another job has to go on.
+"""
 Over = Literal["settled", "cancelled", "stop_after", "fruitless"]
 
 
@@ -153,6 +159,24 @@ def why_over(
     return None, None
 
 
+def comes_back(end: OwnEnd | None, restarts: int, *, step: bool) -> ComesBack | None:
+    """How a run that was told to end, and that nobody cancels, is followed by another one; None: it
+    is not, or that is not known.
+
+    Args:
+        end: what Slurm does with the run's job, or with the allocation that its step is in.
+        restarts: how often that had been started again when this run began.
+        step: Slurm brings back no step.
+    """
+    if end is None or not (end.preempted or end.restarts > restarts):
+        return None
+    if step:
+        return "successor"
+    if end.restarts > restarts:
+        return "itself"
+    return "asks" if end.has_grace else "successor"
+
+
 def _settled_nothing(run: JobRuns, paths: JobPaths) -> bool:
     """Whether a run was short and settled no row, by its last progress file."""
     progress, ended = _read(paths.progress), _read(paths.exit)
@@ -224,7 +248,23 @@ class NextRun(Returning):
             self, now, by_requeue=by_requeue, successor=self._succeed, slurm=self._slurm
         )
 
-    def _succeed(self) -> None:
+    def succeed(self, *, once_over: str | None = None) -> bool:
+        """Submit its successor though Slurm is ending this run already, with `once_over` to begin
+        once that job has ended; whether there is one. Slurm is asked for as long as this lives.
+        """
+        while not cancelled_word(self._paths).exists():
+            try:
+                self._succeed(once_over)
+                return True
+            except CommandMissing as error:
+                _log.error("it cannot submit its successor: %s", error.message)
+                return False
+            except (OSError, PlatformError) as error:
+                _log.warning("it asks again for its successor: %s", error)
+                self._clock.sleep(_AGAIN_S)
+        return False
+
+    def _succeed(self, once_over: str | None = None) -> None:
         """Submit the script again, unless an unanswered submission turns out to be in the queue."""
         from domyn_swarm.backends.slurm.queue import is_job
 
@@ -233,11 +273,12 @@ class NextRun(Returning):
         taken = [job.id for job in queue if is_job(job, job_id) and job.waiting]
         script = next_script(self._paths)  # of a job that is a step
         script = script if script.exists() else self._paths.script
-        successor = taken[-1] if taken else self._slurm.submit(script)
+        successor = taken[-1] if taken else self._slurm.submit(script, once_over=once_over)
         _log.info("it continues as Slurm's job %s", successor)
         ids = (*self._runs.slurm_ids, successor)
         replace(self._runs, slurm_ids=ids).write(self._paths)
-        if not self.goes_back:  # a cancel in between did not know of it
+        told = once_over is None and self._stopped()
+        if told or cancelled_word(self._paths).exists():  # who ended it did not know of that one
             self._slurm.cancel([successor])
 
 

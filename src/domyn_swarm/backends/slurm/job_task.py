@@ -21,8 +21,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from domyn_swarm.backends.exit_wrapper import ProgramRun, tell_end
-from domyn_swarm.backends.slurm.job_runs import JobRuns, NextRun, begin_run
-from domyn_swarm.errors import JobError
+from domyn_swarm.backends.slurm.commands import Slurm
+from domyn_swarm.backends.slurm.job_runs import (
+    ComesBack,
+    JobRuns,
+    NextRun,
+    begin_run,
+    cancelled_word,
+    comes_back,
+)
+from domyn_swarm.errors import JobError, PlatformError
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.temporary import settle_temporary_folder
@@ -60,10 +68,12 @@ class JobTask:
         paths.exit.unlink(missing_ok=True)
         left_s = runs.left_s(self.stop_after_s, time.time())
         limit_s = min(self.limit_s or math.inf, left_s)
-        code = running.run(self.cwd, program, umask, 0.0 if limit_s == math.inf else limit_s)
+        told = _ToldToEnd(paths, runs, step=self.step)
+        limit_s = 0.0 if limit_s == math.inf else limit_s
+        code = running.run(self.cwd, program, umask, limit_s, told.look)
         if running.stopped and running.timed_out:  # a job that would continue is stopped on purpose
             running.record(code, timed_out=False)
-        if self._goes_on(code, runs, running):
+        if self._goes_on(code, runs, running, told):
             return code
         tell_end(paths)
         return code
@@ -72,21 +82,61 @@ class JobTask:
         job = os.environ["SLURM_JOB_ID"]
         return f"{job}.{os.environ['SLURM_STEP_ID']}" if self.step else job
 
-    def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun) -> bool:
-        """Request another run of the job, if only its time limit, or that of the endpoint's job
-        whose step it is, ended this one; return whether there is one.
+    def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun, told: _ToldToEnd) -> bool:
+        """Have the job run once more, if its time limit alone ended this run, or that of the
+        endpoint whose step it is, or if Slurm took its node; whether it does.
         """
         paths = JobPaths(Path(self.job_dir))
         up = running.warned if self.step else running.timed_out
-        if code not in _TOLD_TO_END or not up or running.stopped:
+        goes_on = told.comes_back is not None or (up and not running.stopped)
+        if code not in _TOLD_TO_END or not goes_on:
             return False
         if runs.left_s(self.stop_after_s, time.time()) <= 0:
             replace(runs, over="stop_after").write(paths)
             return False
+        if told.comes_back:
+            return told.goes_on(by_requeue=self.requeue)
         if NextRun(paths, runs, lambda: running.stopped).ask(by_requeue=self.requeue):
             return True
         running.record(code, timed_out=not running.stopped)
         return False
+
+
+class _ToldToEnd:
+    """A run that is told to end: Slurm knows whether for another job, and what becomes of it."""
+
+    def __init__(self, paths: JobPaths, runs: JobRuns, *, step: bool) -> None:
+        self.comes_back: ComesBack | None = None
+        self._paths = paths
+        self._runs = runs
+        self._step = step
+        self._restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self._succeeded = False
+        self._next = NextRun(paths, runs, lambda: False)
+
+    def look(self) -> None:
+        """Ask Slurm, while the program ends. A job that Slurm does not bring back has a successor
+        from now on, which begins once it has ended: it may be killed at any moment.
+        """
+        if cancelled_word(self._paths).exists():
+            return
+        allocation = os.environ["SLURM_JOB_ID"]
+        try:
+            end = Slurm().own_end(allocation)
+        except PlatformError as error:
+            _log.warning("Slurm does not say why this run ends: %s", error.message)
+            return
+        self.comes_back = comes_back(end, self._restarts, step=self._step)
+        if self.comes_back == "successor" and not self._step:
+            self._succeeded = self._next.succeed(once_over=allocation)
+
+    def goes_on(self, *, by_requeue: bool) -> bool:
+        """See that the job has its next run, now that this one's program has ended."""
+        if self.comes_back == "asks":
+            return self._next.ask(by_requeue=by_requeue)
+        if self.comes_back == "successor" and self._step:
+            return self._next.succeed()
+        return self.comes_back == "itself" or self._succeeded
 
 
 def _end_at_once(runs: JobRuns, running: ProgramRun, paths: JobPaths) -> int:

@@ -19,8 +19,9 @@ from domyn_swarm.backends.slurm.queue import (
     replicas_name,
 )
 from domyn_swarm.backends.slurm.scripts import BatchScript
-from domyn_swarm.config.backends import SlurmConfig, time_limit_s
+from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.preamble import asks_for_gpus, without_gpus
+from domyn_swarm.config.time_limits import time_limit_s
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
@@ -94,7 +95,7 @@ def replica_script(
     config, layout = slurm_config(plan), plan.layout
     tasks = math.ceil(layout.replicas / per_task)
     python = interpreter(config, ctx.interpreter)
-    warned = drain_window_s(config, time_limit_s(config.time_limit))
+    warned = drain_window_s(config, time_limit_s(config.longest_limit))
     return BatchScript(
         name=replicas_name(ctx.tag, per_task),
         comment=_comment(config, ctx.tag, f"replica/{per_task}"),
@@ -108,7 +109,8 @@ def replica_script(
             "partition": config.partition,
             "account": config.account,
             "qos": config.qos,
-            "time": config.time_limit,
+            "time": config.longest_limit,
+            "time-min": config.shortest_limit,
             "nodelist": config.node_list,
             "exclude": config.exclude_nodes,
             "nodes": layout.nodes_per_replica,
@@ -157,7 +159,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
     """The small job that runs router and collector; it needs no GPU."""
     config = slurm_config(plan)
     own = config.endpoint
-    wall_time = own.wall_time or config.time_limit
+    wall_time = own.wall_time or config.longest_limit
     limited = time_limit_s(wall_time) != math.inf
     return BatchScript(
         name=endpoint_name(ctx.tag),
@@ -172,6 +174,7 @@ def endpoint_script(plan: DeploymentPlan, ctx: DeploymentContext, paths: SwarmPa
             "account": config.account,
             "qos": own.qos or config.qos,
             "time": wall_time,
+            "time-min": None if own.wall_time else config.shortest_limit,
             "nodes": 1,
             "ntasks": 1,
             "cpus-per-task": own.cpus_per_task,
@@ -241,10 +244,12 @@ def job_script(spec: ComputeSpec) -> BatchScript:
     own, paths = config.endpoint, JobPaths(Path(spec.job_dir))
     asked = spec.resources
     memory = own.mem if asked.memory_gb is None else f"{round(asked.memory_gb * 1024)}M"
-    time = own.wall_time or config.time_limit
+    time, time_min = own.wall_time or config.longest_limit, config.shortest_limit
     if asked.time_limit_s is not None:
         time = str(math.ceil(asked.time_limit_s / 60))
-    limit_s = time_limit_s(time)
+    if asked.time_limit_s is not None or own.wall_time:
+        time_min = None
+    limit_s = time_limit_s(time_min or time)
     warned_s = job_warning_s(limit_s)
     command = _going_on(config, spec, warned_s) if spec.continues else _wrapped(config, spec)
     return BatchScript(
@@ -257,6 +262,7 @@ def job_script(spec: ComputeSpec) -> BatchScript:
             "account": config.account,
             "qos": own.qos or config.qos,
             "time": time,
+            "time-min": time_min,
             "nodes": 1,
             "ntasks": 1,
             "cpus-per-task": asked.cpus or own.cpus_per_task,

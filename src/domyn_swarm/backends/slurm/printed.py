@@ -9,9 +9,13 @@ import re
 from datetime import datetime
 from typing import NamedTuple
 
+from domyn_swarm.backends.slurm.states import OwnEnd
+
 # Of `sbatch --parsable`; a site's wrapper may print more around it.
 _SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
+_JOB_STATE = re.compile(r"\bJobState=(\S+)")
+_RESTARTS = re.compile(r"\bRestarts=(\d+)")
 _NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
 _ERROR = re.compile(r"^[\w.-]+: error: (.*)$")
 _WARNING = re.compile(r"^[\w.-]+: warning: (.*)$")
@@ -105,9 +109,14 @@ def node_address(node: str) -> str | None:
     return shown[1] if shown else None
 
 
-def preempted(job: str) -> bool:
-    """Whether a job was, or is being, preempted: `scontrol --oneliner show job`."""
-    return re.search(r"\bPreemptTime=\d", job) is not None
+def own_end(job: str) -> OwnEnd:
+    """What becomes of a job that was told to end: `scontrol --oneliner show job`."""
+    state, restarts = _JOB_STATE.search(job), _RESTARTS.search(job)
+    return OwnEnd(
+        state=state[1] if state else "",
+        preempted=re.search(r"\bPreemptTime=\d", job) is not None,
+        restarts=int(restarts[1]) if restarts else 0,
+    )
 
 
 def nodes_away(listing: str) -> int:

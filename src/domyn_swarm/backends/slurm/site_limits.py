@@ -29,7 +29,8 @@ from domyn_swarm.backends.slurm.limits import (
     partition_limits,
     qos_limits,
 )
-from domyn_swarm.config.backends import memory_gb, time_limit_s
+from domyn_swarm.config.backends import memory_gb
+from domyn_swarm.config.time_limits import time_limit_s
 from domyn_swarm.planning.plan import DeploymentPlan
 
 Row = dict[str, str]
@@ -162,7 +163,7 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
             "mem": "memory_gb",
             "wall": "backend.time_limit",
         },
-        wall_s=time_limit_s(config.time_limit),
+        wall_s=time_limit_s(config.longest_limit),
         most=math.ceil(layout.replicas / per_task),
         least=math.ceil(plan.min_ready / per_task),
     )
@@ -179,7 +180,7 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
             "mem": "backend.endpoint.mem",
             "wall": "backend.endpoint.wall_time" if own.wall_time else "backend.time_limit",
         },
-        wall_s=time_limit_s(own.wall_time or config.time_limit),
+        wall_s=time_limit_s(own.wall_time or config.longest_limit),
     )
     return replica, endpoint
 

@@ -96,6 +96,19 @@ class SlurmJob(NamedTuple):
         return Observation(Phase.UNKNOWN, f"is in the state {self.state}")
 
 
+class OwnEnd(NamedTuple):
+    """What Slurm does with a job that it has told to end."""
+
+    state: str
+    preempted: bool  # it is ended for another one; not of one that goes back into the queue
+    restarts: int  # so often it was started again, the next time included
+
+    @property
+    def has_grace(self) -> bool:
+        """Whether it may still go on for a while (`GraceTime`)."""
+        return self.preempted and self.state in _UNTOUCHED
+
+
 class Allocation(NamedTuple):
     """The resources of a running job."""
 

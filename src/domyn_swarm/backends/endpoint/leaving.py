@@ -1,0 +1,112 @@
+"""The places of an elastic swarm that are not wanted any more, until they have ended.
+
+A replica that goes leaves the router's list first; once drivers and router have surely followed,
+and its engine says that it has no request, it is told to end. So none of its requests is lost,
+however long they take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+
+from domyn_swarm.backends.endpoint.collector import OVERLAP_S, Collector
+from domyn_swarm.backends.endpoint.elastic_platform import ElasticPlatform
+from domyn_swarm.backends.endpoint.place_requests import PlaceRequests
+from domyn_swarm.model import ReplicaReport, ReplicaState
+from domyn_swarm.probing import Clock
+
+_LEFT_S = 1.5  # so long after a replica left the lists drivers have surely followed
+_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last one stays listed until the router has another
+_SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
+_AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
+
+
+class Leaving:
+    """Follows them. `has_gauges`: whether the engines say how many requests they have."""
+
+    def __init__(
+        self,
+        platform: ElasticPlatform,
+        collector: Collector,
+        requests: PlaceRequests,
+        reports: Callable[[int], Sequence[ReplicaReport]],
+        *,
+        has_gauges: bool,
+        clock: Clock,
+    ) -> None:
+        self._platform = platform
+        self._collector = collector
+        self._requests = requests
+        self._reports = reports
+        self._has_gauges = has_gauges
+        self._clock = clock
+        self._left_at: dict[int, float] = {}
+        self._given_back: set[int] = set()  # the same, but for those of an earlier program
+        self._released: set[int] = set()  # told to end
+        self._surplus: frozenset[int] = frozenset()
+        self._rests_s = _LEFT_S
+
+    def changed(self, *, gone: Collection[int], added: Collection[int]) -> None:
+        """These are not wanted from now on, and those are."""
+        now = self._clock.monotonic()
+        for one in gone:
+            self._left_at[one] = now
+        self._given_back = (self._given_back | set(gone)) - set(added)
+        self._released -= set(added)
+
+    def still_warm(self, surplus: Collection[int]) -> set[int]:
+        """Of places that are not wanted: those that serve yet, and were not told to end."""
+        mine = (self._given_back & set(surplus)) - self._released
+        return {one for one in mine if self._is_ready(one)}
+
+    def surplus(self, places: Collection[int], *, any_wanted: bool) -> None:
+        """These are there, and not wanted; `any_wanted`: others are."""
+        now = self._clock.monotonic()
+        self._surplus = frozenset(places)
+        self._rests_s = _LEFT_S if any_wanted else _ASLEEP_S
+        self._left_at = {one: self._left_at.get(one, now) for one in places}
+        self._released &= self._surplus
+
+    @property
+    def waits(self) -> bool:
+        """Whether some have not been told to end yet."""
+        return bool(self._surplus - self._released)
+
+    async def end(self) -> None:
+        """Have those end that have nothing to do any more.
+
+        Raises:
+            PlatformError: the platform cannot be asked.
+        """
+        now = self._clock.monotonic()
+        waits = self._surplus - self._released
+        idle = [one for one in waits if not self._may_have_requests(one)]
+        unlisted = [
+            one
+            for one in waits
+            if now - self._left_at[one] >= self._rests_s
+            and self._may_have_requests(one)
+            and self._is_unlisted(one)
+        ]
+        busy = await self._requests.at(unlisted) if unlisted else {}
+        for one in unlisted:
+            silent = now - self._left_at[one] >= _SILENT_S and self._has_gauges
+            if busy.get(one) == 0 or (one not in busy and silent):
+                idle.append(one)
+        if idle:
+            await asyncio.to_thread(self._platform.release, idle)
+            self._released.update(idle)
+
+    def _is_unlisted(self, place: int) -> bool:
+        return all(
+            self._collector.unlisted_s(report.url) >= _LEFT_S
+            for report in self._reports(place)
+            if report.url is not None
+        )
+
+    def _is_ready(self, place: int) -> bool:
+        return {one.state for one in self._reports(place)} == {ReplicaState.READY}
+
+    def _may_have_requests(self, place: int) -> bool:
+        return any(report.state in _AT_WORK for report in self._reports(place))
