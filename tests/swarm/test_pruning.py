@@ -168,7 +168,7 @@ def test_nothing_goes_that_lives_or_could_not_be_asked(swarm_home: Path, tmp_pat
     assert why["silent-live"] == "it is ready"
     assert "job-of-busy" in why["busy"]
     assert "holds the output" in why["holding"]
-    assert "bringing up" in why["coming"]
+    assert "is being brought up" in why["coming"]
     assert "another-machine" in why["away"]
     assert all(SwarmPaths(folder).api_key.is_file() for folder in kept.values())
     assert {one.name for one in SwarmStore.open().swarms(include_stopped=True)} == set(kept)
