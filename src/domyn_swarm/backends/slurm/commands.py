@@ -372,13 +372,22 @@ class Slurm:
     def gives_whole_nodes(self, partitions: str) -> bool:
         """Whether jobs of a partition share no node with others, whatever they ask for. Of several
         (`a,b`), whichever has room first: whether they do so in each.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked, or does not show one.
         """
-        shown = [
-            run(["scontrol", "--oneliner", "show", "partition", one])
-            for one in partitions.split(",")
-        ]
         return all(
-            done.returncode == 0 and printed.gives_whole_nodes(done.stdout) for done in shown
+            [printed.gives_whole_nodes(self._partition(one)) for one in partitions.split(",")]
+        )
+
+    def _partition(self, name: str) -> str:
+        """What Slurm shows of a partition, or that it has none of that name."""
+        done = run(["scontrol", "--oneliner", "show", "partition", name])
+        if done.returncode == 0 or printed.has_no_partition(done.stdout):
+            return done.stdout
+        raise PlatformUnavailable(
+            f"scontrol does not show the partition {name}: {last_line(done.stderr)}",
+            hint="Whether it gives whole nodes decides what is submitted. Ask again in a while.",
         )
 
     def node_address(self, node: str) -> str | None:
