@@ -376,9 +376,7 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked, or does not show one.
         """
-        return all(
-            [printed.gives_whole_nodes(self._partition(one)) for one in partitions.split(",")]
-        )
+        return all(printed.gives_whole_nodes(self._partition(one)) for one in partitions.split(","))
 
     def _partition(self, name: str) -> str:
         """What Slurm shows of a partition, or that it has none of that name."""

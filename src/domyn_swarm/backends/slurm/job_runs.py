@@ -3,7 +3,8 @@ are settled, over time limits, preemptions, requeues and lost nodes.
 
 Slurm runs the job's script anew, under the same number (a requeue) or another one (a successor,
 where the site forbids requeueing). Each run (`job_task`) keeps `runs.json` in the job's folder;
-readers learn from it which of Slurm's jobs are this one's.
+readers learn from it which of Slurm's jobs are this one's. A successor is announced in it before it
+is submitted: until its number is there too, it is known by its name or comment.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from domyn_swarm.restart_budget import RestartPolicy
 
 if TYPE_CHECKING:
     from domyn_swarm.backends.slurm.ending import Scheduler
+    from domyn_swarm.backends.slurm.states import SlurmJob
 
 _log = get_logger(__name__)
 
@@ -47,6 +49,7 @@ class JobRuns:
     fruitless: int = 0  # short runs without a settled row, in a row, before the last run
     over: Over | None = None  # why the last run was not to begin
     reason: str | None = None  # the same in words
+    successor_asked_at: float | None = None  # when one was submitted, until its number is kept
 
     @classmethod
     def read(cls, paths: JobPaths) -> JobRuns | None:
@@ -64,6 +67,15 @@ class JobRuns:
             OSError: the disk does not take it.
         """
         write_private(paths.runs, json.dumps(asdict(self)))
+
+    def unrecorded(self, queue: Mapping[str, SlurmJob], job_id: str) -> list[SlurmJob]:
+        """The runs in the queue of which only Slurm knows the number, older ones first: whoever
+        submitted them was killed, or got no answer.
+        """
+        from domyn_swarm.backends.slurm.queue import is_job  # most readers ask nobody
+
+        found = [job for job in queue.values() if is_job(job, job_id)]
+        return sorted((job for job in found if job.id not in self.slurm_ids), key=_number)
 
     @property
     def first_began(self) -> datetime:
@@ -123,6 +135,8 @@ def following(before: JobRuns | None, slurm_id: str, now: float, *, fruitless: b
         slurm_ids=known if slurm_id in known else (*known, slurm_id),
         began_at=now,
         fruitless=before.fruitless + 1 if fruitless else 0,
+        # A run of a known number is not the successor that was announced.
+        successor_asked_at=before.successor_asked_at if slurm_id in known else None,
     )
 
 
@@ -165,6 +179,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError):
         return {}
+
+
+def _number(job: SlurmJob) -> int:
+    return int(job.id.partition("_")[0])
 
 
 def _epoch(text: str | None) -> float:
@@ -216,20 +234,40 @@ class NextRun:
         )
 
     def _succeed(self) -> None:
-        """Submit the script again, unless a submission that gave no answer was taken."""
-        from domyn_swarm.backends.slurm.queue import is_job
+        """Submit the script again, unless Slurm has it already: from a task that was killed, or got
+        no answer. From before the submission until its answer is kept, `runs.json` announces it.
+        """
+        from domyn_swarm.errors import CommandMissing, SubmitRejected
 
-        queue = self._slurm.queue(at_most_s=0.0).values()
-        job_id = self._paths.root.name
-        taken = [job.id for job in queue if is_job(job, job_id) and job.waiting]
-        script = next_script(self._paths)  # of a job that is a step
-        script = script if script.exists() else self._paths.script
-        successor = taken[-1] if taken else self._slurm.submit(script)
+        successor = self._taken()
+        if successor is None:
+            script = next_script(self._paths)  # of a job that is a step
+            script = script if script.exists() else self._paths.script
+            before = self._runs
+            self._keep(replace(before, successor_asked_at=self._clock.time()))
+            try:
+                successor = self._slurm.submit(script)
+            except (SubmitRejected, CommandMissing):  # none will come of it
+                self._keep(before)
+                raise
         _log.info("it goes on as Slurm's job %s", successor)
-        ids = (*self._runs.slurm_ids, successor)
-        replace(self._runs, slurm_ids=ids).write(self._paths)
+        known = self._runs.slurm_ids
+        ids = known if successor in known else (*known, successor)
+        self._keep(replace(self._runs, slurm_ids=ids, successor_asked_at=None))
         if not self.goes_back:  # whoever ended it meanwhile did not know of it
             self._slurm.cancel([successor])
+
+    def _keep(self, runs: JobRuns) -> None:
+        runs.write(self._paths)
+        self._runs = runs
+
+    def _taken(self) -> str | None:
+        """The run that Slurm has already, in the queue or at work."""
+        queue, job_id = self._slurm.queue(at_most_s=0.0), self._paths.root.name
+        known = [queue[one] for one in self._runs.slurm_ids if one in queue]
+        back = [job.id for job in known if job.waiting]  # somebody has put it back
+        new = [job.id for job in self._runs.unrecorded(queue, job_id) if not job.over]
+        return next(reversed([*back, *new]), None)
 
 
 def slurm_ids(job_dir: Path, first: str) -> tuple[str, ...]:
