@@ -238,9 +238,7 @@ class Slurm:
         command = ["squeue", "--noheader", *which, "--user", str(os.getuid()), "--format", form]
         done = run(command)
         if done.returncode != 0:
-            raise PlatformUnavailable(
-                f"squeue failed: {last_line(done.stderr)}", hint="Ask again in a while."
-            )
+            raise _unanswered(f"squeue failed: {last_line(done.stderr)}")
         return latest(parse_queue(done.stdout))
 
     def allocation(self, job: str) -> Allocation:
@@ -251,10 +249,7 @@ class Slurm:
         """
         done = run(["scontrol", "--oneliner", "show", "job", job])
         if done.returncode != 0:
-            raise PlatformUnavailable(
-                f"Slurm does not tell of the job {job}: {last_line(done.stderr)}",
-                hint="Ask again in a while.",
-            )
+            raise _unanswered(f"Slurm does not tell of the job {job}: {last_line(done.stderr)}")
         return parse_allocation(done.stdout)
 
     def preempts(self, job: str) -> bool:
@@ -356,9 +351,7 @@ class Slurm:
         """
         done = run(["scontrol", "--oneliner", "show", what])
         if done.returncode != 0:
-            raise PlatformUnavailable(
-                f"scontrol failed: {last_line(done.stderr)}", hint="Ask again in a while."
-            )
+            raise _unanswered(f"scontrol failed: {last_line(done.stderr)}")
         return printed.names(what, done.stdout)
 
     def lines(self, *command: str) -> list[str]:
@@ -383,15 +376,16 @@ class Slurm:
         done = run(["scontrol", "--oneliner", "show", "partition", name])
         if done.returncode == 0 or printed.has_no_partition(done.stdout):
             return done.stdout
-        raise PlatformUnavailable(
-            f"scontrol does not show the partition {name}: {last_line(done.stderr)}",
-            hint="Whether it gives whole nodes decides what is submitted. Ask again in a while.",
-        )
+        raise _unanswered(f"scontrol does not show the partition {name}: {last_line(done.stderr)}")
 
     def node_address(self, node: str) -> str | None:
         """Where the scheduler itself reaches a node; None when it does not say."""
         done = run(["scontrol", "--oneliner", "show", "node", node])
         return printed.node_address(done.stdout) if done.returncode == 0 else None
+
+
+def _unanswered(message: str) -> PlatformUnavailable:
+    return PlatformUnavailable(message, hint="Ask again in a while.")
 
 
 def _refused(script: Path, said: str) -> SubmitRejected:
