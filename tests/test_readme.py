@@ -11,6 +11,12 @@ TESTS = Path(__file__).parent
 README = (TESTS / "README.md").read_text(encoding="utf-8")
 PROVEN = README.partition("## Mutants")[0]
 PROMISES = 37
+FINDINGS = (
+    *(f"A{number}" for number in range(1, 10)),
+    *(f"B{number}" for number in range(1, 22)),
+    *(f"C{number}" for number in range(1, 22)),
+    *(f"#{number}" for number in (2, 3, 5, 6, 7, 16, 19, 20, 24, 40, 44)),
+)
 NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
@@ -41,3 +47,9 @@ def test_every_promise_names_its_proof_or_says_that_there_is_none() -> None:
     rows = re.findall(r"^\| (\d+)[a-z]? \|(.*)$", PROVEN, flags=re.M)
     assert {int(number) for number, _ in rows} == {*range(1, PROMISES + 1)}
     assert [row for _, row in rows if not NAMED.search(row) and "**not proven**" not in row] == []
+
+
+def test_what_became_of_every_finding_is_said_and_proven() -> None:
+    rows = re.findall(r"^\| ([ABC#]\d+) \|(.*)$", PROVEN, flags=re.M)
+    assert tuple(number for number, _ in rows) == FINDINGS
+    assert [row for _, row in rows if not NAMED.search(row)] == []

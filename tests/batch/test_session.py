@@ -347,6 +347,16 @@ async def test_what_the_row_caused_is_sent_once() -> None:
     assert len(endpoint.posts) == 1
 
 
+@in_virtual_time
+async def test_a_server_that_asks_for_a_longer_pause_than_is_left_gets_none_of_it() -> None:
+    endpoint = Endpoint(post=lambda _nth: HttpReply(429, b"busy", 3000.0))
+    began = now_s()
+    with pytest.raises(BackPressure):
+        await job(endpoint, retries=0).rows(1)
+    assert 3600 <= now_s() - began <= 3601
+    assert rests(endpoint.posts)[0] >= 3000
+
+
 @pytest.mark.parametrize("told_s", [None, 0.0, 7.0])
 def test_back_pressure_is_waited_out_without_an_attempt_and_for_an_hour_at_most(
     told_s: float | None,

@@ -7,11 +7,13 @@ each ended.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import traceback
@@ -54,12 +56,16 @@ class FaultyDisk:
 
     def __init__(self, scratch: Path) -> None:
         self._library = build(scratch)
-        self._process = subprocess.Popen(
+        self._process = self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, __file__],
             env={**os.environ, "LD_PRELOAD": str(self._library), "PYTHONPATH": _TESTS},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def run(self, folder: Path, job: Path, fault: Fault | None, limit_s: float) -> Ended:
@@ -78,25 +84,38 @@ class FaultyDisk:
     def _run(
         self, folder: Path, log: Path, asked: dict[str, Any], fault: Fault | None, limit_s: float
     ) -> Ended:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         log.write_text("")
         asked |= {"folder": str(folder), "log": str(log), "library": str(self._library)}
-        self._process.stdin.write(json.dumps([asked, fault and asdict(fault)]) + "\n")
+        try:
+            code, calls = self._answer(json.dumps([asked, fault and asdict(fault)]), limit_s)
+        except BaseException as error:  # its answer would be taken for that of the next run
+            self.end()
+            self._process = self._started()
+            if isinstance(error, TimeoutError):
+                raise AssertionError(f"a worker hangs after {fault}: {log.read_text()}") from error
+            raise
+        return Ended(code, log.read_text(), calls)
+
+    def _answer(self, line: str, limit_s: float) -> tuple[int, dict[str, int]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], limit_s)
-        assert ready, f"a worker hangs after {fault}: {log.read_text()}"
+        if not ready:
+            raise TimeoutError
         code, calls = json.loads(self._process.stdout.readline())
-        return Ended(code, log.read_text(), calls)
+        return code, calls
 
     def end(self) -> None:
         """End it, and a worker that hangs."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        with contextlib.suppress(OSError):  # what was written to it and never read
+            self._process.stdin.close()
+        self._process.stdout.close()
 
 
 def _serve() -> None:

@@ -26,6 +26,8 @@ from domyn_swarm.model import (
 from domyn_swarm.paths import JobPaths, SwarmPaths, write_private
 from virtual_time import VirtualClock
 
+TAG = "demo.t1"
+
 
 def counted(held: list[Held | None], seconds_each: float, spent: float = 0.0) -> GpuHours:
     """A count over spans in each of which the swarm holds something else."""
@@ -122,6 +124,7 @@ def spec_at(swarm: SwarmPaths, job_id: str) -> JobSpec:
         output="out",
         model="m",
         endpoint_file=str(swarm.endpoint),
+        serving={"tag": TAG},
         checkpoint_root="kept",
         min_version="0",
     )
@@ -150,13 +153,13 @@ def held_at(swarm: SwarmPaths) -> Held | None:
     return hours.held
 
 
-def reported(swarm: SwarmPaths, *states: ReplicaState) -> None:
+def reported(swarm: SwarmPaths, *states: ReplicaState, tag: str = TAG) -> None:
     swarm.replicas.parent.mkdir(parents=True, exist_ok=True)
     reports = tuple(
         ReplicaReport(replica=at, state=state, incarnation="i", sequence=1)
         for at, state in enumerate(states)
     )
-    view = CollectorView(replicas=reports, taken_at=utc_now(), stale_after_s=10)
+    view = CollectorView(replicas=reports, taken_at=utc_now(), stale_after_s=10, tag=tag)
     write_private(swarm.replicas, view.model_dump_json())
 
 
@@ -184,6 +187,13 @@ def test_replicas_count_that_hold_their_gpus(swarm: SwarmPaths) -> None:
         *(ReplicaState.PENDING, ReplicaState.EXITED, ReplicaState.FAILED),
     )
     assert held_at(swarm) == Held(6, 1)
+
+
+def test_what_another_swarm_of_the_name_left_does_not_count(swarm: SwarmPaths) -> None:
+    reported(swarm, ReplicaState.READY, tag="demo.before")
+    assert held_at(swarm) == Held(8, 1)  # as before any replica has reported
+    reported(swarm, ReplicaState.READY)
+    assert held_at(swarm) == Held(2, 1)
 
 
 def test_jobs_count_that_are_at_work(swarm: SwarmPaths) -> None:

@@ -202,3 +202,25 @@ def test_jobs_of_another_cluster_are_elsewhere(
     assert platform.reach(Location(kind="cluster", name="todi")) is Reach.ELSEWHERE
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Platform().reach(here) is Reach.ELSEWHERE  # this machine has no Slurm
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "whole"),
+    [
+        ("echo PartitionName=main OverSubscribe=EXCLUSIVE", True),
+        ("echo PartitionName=main OverSubscribe=NO", False),
+        ("echo Partition main not found; exit 1", False),  # `sbatch` says what is wrong with it
+        ("echo 'slurm_load_partitions error: Protocol authentication error' >&2; exit 1", None),
+        ("exit 1", None),
+    ],
+)
+def test_a_partition_that_is_not_shown_is_not_taken_for_a_shared_one(
+    commands: Commands, scontrol: str, *, whole: bool | None
+) -> None:
+    """Else replicas of whole nodes would be submitted as those that share them."""
+    commands(scontrol=scontrol)
+    if whole is not None:
+        assert Slurm().gives_whole_nodes("main") is whole
+        return
+    with pytest.raises(PlatformUnavailable, match="does not show the partition main"):
+        Slurm().gives_whole_nodes("main")

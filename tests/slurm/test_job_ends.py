@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.model import JobHandle, JobStatus
-from domyn_swarm.paths import write_private
+from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.planning.plan import JobResources
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.swarm.snapshot import JobSnapshot
@@ -169,6 +172,68 @@ def test_a_job_that_waits_for_its_next_run_is_cancelled_in_the_queue(
     assert JobService().cancel(waiting.handle).status is JobStatus.CANCELLED
     assert waiting.handle.platform_id not in jobs_of(slurm)
     assert now(waiting).status is JobStatus.CANCELLED
+
+
+# Submits, and kills its caller before that has the answer.
+KILLING_SBATCH = """#!/bin/sh
+[ -e '{armed}' ] || exec '{real}' "$@"
+'{real}' "$@" > '{answer}'
+rm '{armed}'
+kill -KILL $PPID
+"""
+
+
+@contextlib.contextmanager
+def killed_as_they_submit(folder: Path) -> Iterator[Path]:
+    """Jobs that are submitted now: once a file is there, the one that this gives, whoever in them
+    submits is killed. The answer of Slurm is in the file `answer`.
+    """
+    stand_in, armed = folder / "bin" / "sbatch", folder / "armed"
+    stand_in.parent.mkdir()
+    files = {"armed": armed, "answer": folder / "answer", "real": shutil.which("sbatch")}
+    stand_in.write_text(KILLING_SBATCH.format(**files))
+    stand_in.chmod(0o755)
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+        yield armed
+
+
+@pytest.mark.parametrize("how", ["goes on", "cancelled"])
+def test_a_successor_whose_submitter_was_killed_is_known(
+    standing: Standing, slurm: SlurmCluster, tmp_path: Path, how: str
+) -> None:
+    with killed_as_they_submit(tmp_path) as armed:
+        job = submit_held(tmp_path, resources=JOB)
+    slurm_id, paths = job.handle.platform_id, JobPaths(Path(job.handle.job_dir))
+    slurm.run("scontrol", "update", f"JobId={slurm_id}", "Requeue=0")
+    with taking_nothing(slurm, ",".join(slurm.node_names)):
+        armed.touch()
+        warn(slurm, slurm_id)
+        until(lambda: slurm_id not in live(slurm))
+        assert not armed.exists()
+        successor = (tmp_path / "answer").read_text().strip()
+        assert live(slurm).get(successor) == "PENDING"
+        runs = JobRuns.read(paths)
+        assert runs is not None
+        assert runs.slurm_ids == (slurm_id,)  # nobody wrote its number down
+        assert now(job).status is JobStatus.PENDING
+        if how == "cancelled":
+            assert JobService().cancel(job.handle).status is JobStatus.CANCELLED
+            assert successor not in live(slurm)
+            return
+    until(lambda: now(job).status is JobStatus.RUNNING)
+    job.goes_on()
+    done = job.release()
+    assert (done.status, done.runs) == (JobStatus.SUCCEEDED, 2)
+    assert all_answered(tmp_path, job.rows)
+    assert done.account is not None
+    assert done.account.requests <= job.rows + 8  # no more than were in flight
+
+
+def live(slurm: SlurmCluster) -> dict[str, str]:
+    """All jobs that are not over, with their states."""
+    lines = slurm.run("squeue", "--noheader", "--format=%i %T").stdout.splitlines()
+    return dict(line.split() for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.job_runs import (
     JobRuns,
     NextRun,
@@ -16,8 +19,11 @@ from domyn_swarm.backends.slurm.job_runs import (
     next_script,
 )
 from domyn_swarm.backends.slurm.states import OwnEnd
+from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S
+from domyn_swarm.errors import SubmitRejected
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import write_private
+from slurm.scripted import ScriptedSlurm
 from slurm.scripted_swarm import TAG, ScriptedSwarm
 from slurm.test_job_rules import DUE, ScriptedJob
 
@@ -51,8 +57,13 @@ class GoingOn(ScriptedJob):
     @property
     def live(self) -> str:
         """Slurm's number of the run that is not over."""
+        return self.all_live[0]
+
+    @property
+    def all_live(self) -> list[str]:
+        """Slurm's numbers of all runs that are not over."""
         jobs = self.cluster.jobs.values()
-        return next(one.id for one in jobs if not one.seen.over and one.comment.endswith("/job/j"))
+        return [one.id for one in jobs if not one.seen.over and one.comment.endswith("/job/j")]
 
     def ask(self, *, by_requeue: bool = True) -> bool:
         """What a run that was warned of its time limit does once its program has ended."""
@@ -62,6 +73,10 @@ class GoingOn(ScriptedJob):
         slurm = self.cluster.process()
         following = NextRun(self.paths, runs, lambda: self.stopped, slurm=slurm, clock=self.clock)
         return following.ask(by_requeue=by_requeue)
+
+    def begin_late(self) -> JobRuns:
+        """As a run does of which nobody knew."""
+        return begin_run(self.paths, "99", self.stop_after_s, self.clock.time())
 
     def runs_again(self) -> None:
         self.clock.until(lambda: self.cluster.live().get(self.live) == "RUNNING")
@@ -250,6 +265,127 @@ def test_a_submission_without_an_answer_is_not_repeated(job: GoingOn) -> None:
     assert runs.slurm_ids == (job.id, taken)
 
 
+class Killed(BaseException):
+    """SIGKILL: nothing of the process runs any more."""
+
+
+class KilledSubmitter:
+    """The scheduler of a process that is killed as it submits, once Slurm has the job or before."""
+
+    def __init__(self, slurm: ScriptedSlurm, *, taken: bool) -> None:
+        self._slurm = slurm
+        self._taken = taken
+        self.submitted: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slurm, name)
+
+    def submit(self, script: Path) -> str:
+        if self._taken:
+            self.submitted = self._slurm.submit(script)
+        raise Killed
+
+
+def killed_as_it_submits(job: GoingOn, *, taken: bool) -> str | None:
+    """A run ends at its time limit, and its task is killed as it submits the next one; what Slurm
+    took of that.
+    """
+    job.begin()
+    job.record(143, time_limit=True)
+    runs = JobRuns.read(job.paths)
+    assert runs is not None
+    slurm = KilledSubmitter(job.cluster.process(), taken=taken)
+    following = NextRun(job.paths, runs, lambda: False, slurm=slurm, clock=job.clock)
+    with pytest.raises(Killed):
+        following.ask(by_requeue=False)
+    job.cluster.end(job.id, "FAILED")
+    return slurm.submitted
+
+
+def test_a_successor_that_nobody_could_record_is_found(job: GoingOn) -> None:
+    job.cluster.room = False
+    successor = killed_as_it_submits(job, taken=True)
+    fresh = SlurmCompute(job.cluster.process(), job.clock)
+    for compute in (job.compute, fresh):
+        assert compute.probe(job.handle) is JobStatus.PENDING
+        assert compute.probe_all([job.handle]) == {"j": JobStatus.PENDING}
+        assert compute.why_waiting([job.handle]).keys() <= {"j"}
+    job.clock.sleep(10 * TAKEN_WITHIN_S)  # it waits for long
+    assert job.compute.probe(job.handle) is JobStatus.PENDING
+    job.cluster.room = True
+    job.runs_again()
+    job.clock.sleep(20.0)  # no look is older
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    runs = job.begin()  # which records itself
+    assert (runs.number, runs.slurm_ids) == (2, (job.id, successor))
+    assert runs.successor_asked_at is None
+    job.cluster.end(job.live, "COMPLETED")
+    job.record(0)
+    assert job.compute.probe(job.handle) is JobStatus.SUCCEEDED
+
+
+def test_a_successor_that_nobody_could_record_is_cancelled(job: GoingOn) -> None:
+    job.cluster.room = False
+    killed_as_it_submits(job, taken=True)
+    job.compute.cancel(job.handle)
+    assert job.all_live == []
+    assert job.compute.probe(job.handle) is JobStatus.CANCELLED
+    assert job.begin_late().over == "cancelled"
+
+
+def test_a_successor_that_slurm_may_yet_take_is_waited_for_and_not_for_ever(job: GoingOn) -> None:
+    killed_as_it_submits(job, taken=False)
+    assert job.compute.probe(job.handle) is JobStatus.PENDING
+    job.clock.sleep(TAKEN_WITHIN_S - 1.0)
+    assert job.compute.probe(job.handle) is JobStatus.PENDING
+    job.clock.sleep(2.0)
+    assert job.compute.probe(job.handle) is JobStatus.TIMED_OUT
+
+
+def test_a_successor_that_slurm_may_yet_take_is_cancelled_beforehand(job: GoingOn) -> None:
+    killed_as_it_submits(job, taken=False)
+    job.compute.cancel(job.handle)
+    assert job.compute.probe(job.handle) is JobStatus.CANCELLED
+    assert job.begin_late().over == "cancelled"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_what_was_taken_from_a_killed_run_is_not_submitted_once_more(
+    job: GoingOn, state: str
+) -> None:
+    """Also where the successor has begun, and has not written a word yet."""
+    job.cluster.room = state == "RUNNING"
+    successor = killed_as_it_submits(job, taken=True)
+    assert successor is not None
+    job.clock.until(lambda: job.cluster.live()[successor] == state)
+    again = JobRuns.read(job.paths)
+    assert again is not None
+    following = NextRun(
+        job.paths, again, lambda: False, slurm=job.cluster.process(), clock=job.clock
+    )
+    following._succeed()
+    kept = JobRuns.read(job.paths)
+    assert kept is not None
+    assert (kept.slurm_ids, kept.successor_asked_at) == ((job.id, successor), None)
+    assert job.all_live == [successor]
+
+
+def test_a_refused_submission_announces_nothing(job: GoingOn) -> None:
+    job.begin()
+    refused = job.cluster.process()
+    refused.submit = _refuses  # type: ignore[method-assign]
+    runs = JobRuns.read(job.paths)
+    assert runs is not None
+    following = NextRun(job.paths, runs, lambda: False, slurm=refused, clock=job.clock)
+    with pytest.raises(SubmitRejected):
+        following._succeed()
+    assert JobRuns.read(job.paths) == runs
+
+
+def _refuses(script: Path, **_: object) -> str:
+    raise SubmitRejected(f"Slurm refused {script.name}: no", hint="")
+
+
 def test_the_way_back_is_asked_for_while_the_controller_is_away(job: GoingOn) -> None:
     job.begin()
     job.cluster.away(60.0)
@@ -285,9 +421,7 @@ def test_a_job_is_cancelled_in_the_queue_between_its_runs(
     job.cluster.room = False
     job.clock.until(lambda: job.compute.probe(job.handle) is JobStatus.PENDING)
     job.compute.cancel(job.handle)
-    assert not any(
-        one.comment.endswith("/job/j") and not one.seen.over for one in job.cluster.jobs.values()
-    )
+    assert job.all_live == []
     assert job.compute.probe(job.handle) is JobStatus.CANCELLED
     job.clock.sleep(job.cluster.min_job_age_s + 1)
     assert job.compute.probe(job.handle) is JobStatus.CANCELLED

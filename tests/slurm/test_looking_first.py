@@ -138,6 +138,7 @@ def test_doctor_knows_each_of_several_partitions(slurm: SlurmCluster, tmp_path: 
     assert seen["backend.partition"] == seen["backend.endpoint.partition"] == "ok"
     assert seen["rehearsal"] == "ok"
     assert not Slurm().gives_whole_nodes("whole,main")  # it may come to either
+    assert not Slurm().gives_whole_nodes("nowhere")  # of which `sbatch` says what is wrong
     launch = SwarmService.prepare(UpRequest(config=tmp_path / "swarm.yaml"))
     said = SwarmService.report(launch, test=True).test or ()
     tried = [one.partition("tried: ")[2] for one in said]

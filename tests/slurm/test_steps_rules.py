@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.slurm.states import Allocation
-from domyn_swarm.backends.slurm.steps import Steps
+from domyn_swarm.backends.slurm.steps import Steps, _start_srun
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, private_dir
 from domyn_swarm.planning.plan import JobResources, SrunResources
+from patience import until
 from slurm.scripted_swarm import TAG, ScriptedSwarm
 
 
@@ -225,3 +228,20 @@ def test_a_controller_that_is_away_is_no_reason_to_leave_a_step_running(
     with pytest.raises(PlatformUnavailable):
         steps(swarm, srun).start(a_spec(swarm))
     assert srun.terminated
+
+
+def test_what_srun_prints_is_for_its_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = JobPaths(private_dir(tmp_path / "job"))
+    (tmp_path / "srun").write_text("#!/bin/sh\necho said\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = os.umask(0)
+    try:
+        srun = _start_srun(SrunResources(allocation="1", name="job-j", cpus=1), paths)
+    finally:
+        os.umask(before)
+    until(lambda: srun.poll() is not None)
+    assert paths.srun_log.read_text() == "said\n"
+    assert paths.srun_log.stat().st_mode & 0o777 == 0o600

@@ -16,7 +16,7 @@ from domyn_swarm import DomynLLMSwarm
 from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.errors import PlatformUnavailable
+from domyn_swarm.errors import NotReady, PlatformUnavailable
 from domyn_swarm.model import ReplicaReport, ReplicaState, SwarmPhase
 from domyn_swarm.paths import write_private
 from domyn_swarm.probing import Observation, Phase, at_least, endpoint_probe, http_json
@@ -130,8 +130,40 @@ def test_what_is_not_known_of_the_platform_leaves_what_the_collector_says(
         shown = take_snapshot(swarm, look=look)
         assert (shown.observed, shown.replicas_ready) == ("unknown", 1)
         assert shown.endpoint is not None
-        with pytest.raises(PlatformUnavailable, match="no answer"):
-            readiness(swarm)()
+        seen = readiness(swarm)()
+        assert (seen.phase, seen.detail) == (Phase.UNKNOWN, "no answer")
+
+
+class OftenSilent(LocalServing):
+    """A platform that answers only when it is asked for its parts for the third time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
+        self.asked += 1
+        if self.asked < 3:
+            raise PlatformUnavailable("no answer")
+        return super().probe_parts(handle)
+
+
+def test_up_waits_for_a_platform_that_does_not_answer_and_says_so(
+    lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be asked is not gone: replicas that were paid for are kept."""
+    platform, seen = OftenSilent(), list[Observation]()
+    monkeypatch.setattr(factory, "serving_backend", lambda _backend: platform)
+    swarm = lifecycle.up(launch_of(), on_change=seen.append)
+    assert swarm.record.phase is SwarmPhase.READY
+    assert (Phase.UNKNOWN, "no answer") in [(one.phase, one.detail) for one in seen]
+
+
+def test_an_up_whose_time_is_over_while_the_platform_is_silent_says_so(
+    lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory, "serving_backend", lambda _backend: SilentPlatform())
+    with pytest.raises(NotReady, match="was not ready in time: no answer"):
+        lifecycle.up(launch_of(), timeout_s=0.5)
 
 
 def test_the_parts_of_a_record_are_validated_once(lifecycle: SwarmLifecycle) -> None:

@@ -41,8 +41,9 @@ async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """As `asyncio.to_thread`, but never returns before the thread has finished.
 
-    A cancellation is raised once the function has ended, and an exception of the function has
-    precedence: no file is still being written when the caller continues.
+    A cancellation is raised once the function has ended: no file is still being written when the
+    caller continues. An exception of the function has precedence, and a caller that catches it is
+    cancelled where it waits next.
     """
     work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
     running = asyncio.get_running_loop().run_in_executor(None, work)
@@ -54,5 +55,17 @@ async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwa
                 await asyncio.wait({running})
             except asyncio.CancelledError:  # a cancellation was pending already
                 continue
-        running.result()
+        if running.exception() is not None:
+            _cancel_later()
+            running.result()
         raise
+
+
+def _cancel_later() -> None:
+    """Cancel this task where it waits next, instead of by the cancellation that was delivered: who
+    cancelled it waits for its end, which would not come if it catches the error and goes on.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        task.uncancel()
+        task.cancel()

@@ -86,7 +86,8 @@ def gpu_hours_of(spec: JobSpec, paths: JobPaths) -> GpuHours | None:
     if spec.endpoint_file is None:
         return None
     swarm = SwarmPaths(Path(spec.endpoint_file).parent.parent)
-    return GpuHours(_LookAt(swarm, spec.job_id), _spent_before(paths))
+    tag = None if spec.serving is None else str(spec.serving["tag"])
+    return GpuHours(_LookAt(swarm, spec.job_id, tag), _spent_before(paths))
 
 
 def _spent_before(paths: JobPaths) -> float:
@@ -99,13 +100,17 @@ def _spent_before(paths: JobPaths) -> float:
 
 
 class _LookAt:
-    """Reads a swarm's resources from its folder: its plan, its collector's last view, its jobs."""
+    """Reads a swarm's resources from its folder: its plan, its collector's last view, its jobs.
+    `tag`: of the swarm; a view that another swarm of the same name left there says nothing of it.
+    None: any view is believed.
+    """
 
-    def __init__(self, swarm: SwarmPaths, job_id: str) -> None:
+    def __init__(self, swarm: SwarmPaths, job_id: str, tag: str | None) -> None:
         from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 
         self._swarm = swarm
         self._job_id = job_id
+        self._tag = tag
         self._jobs = JobsFolder(swarm.jobs)
 
     def __call__(self) -> Held | None:
@@ -119,7 +124,7 @@ class _LookAt:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         view = last_view(self._swarm)
-        if view is not None and view.replicas:
+        if view is not None and view.replicas and self._tag in (None, view.tag):
             up = sum(one.state not in _HOLD_NONE for one in view.replicas)
         now = utc_now()
         others = sum(

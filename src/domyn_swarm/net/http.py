@@ -30,6 +30,7 @@ from domyn_swarm.net.errors import (
     no_file_left,
     no_reply_in_time,
 )
+from domyn_swarm.net.foreign_threads import await_at_exit
 
 if TYPE_CHECKING:
     from aiohttp import ClientTimeout
@@ -95,6 +96,7 @@ def open_client(key: str | None, *, use_proxy: bool, ca_file: str | None = None)
     """
     if importlib.util.find_spec("pyreqwest") is not None:
         _load_to_stay("pyreqwest.client")
+        await_at_exit()
         return ReqwestClient(_headers(key), use_proxy=use_proxy, ca_file=ca_file)
     return AiohttpClient(_headers(key), use_proxy=use_proxy, ca_file=ca_file)
 

@@ -94,7 +94,9 @@ def readiness(swarm: LiveSwarm) -> Probe:
     """Ready once the platform runs it, `min_ready` replicas report ready, and the URL answers. The
     probe raises `SwarmError` if the platform cannot be asked.
 
-    The probe raises `SwarmError` where the platform cannot be asked.
+    While the platform cannot be asked the phase is UNKNOWN, with the reason: the swarm is not gone,
+    and whoever waits for it goes on waiting. The probe raises any other `SwarmError`, which no
+    waiting changes.
     """
     unresolved_since: list[float] = []
 
@@ -109,7 +111,7 @@ def readiness(swarm: LiveSwarm) -> Probe:
 
     def probe() -> Observation:
         look = look_at(swarm, named)
-        if look.error is not None:
+        if look.error is not None and not isinstance(look.error, PlatformError):
             raise look.error
         return look.together
 
@@ -240,7 +242,10 @@ def launch_error(swarm: LiveSwarm, seen: Observation) -> LaunchError:
     """Why the swarm did not come up, from reports and logs."""
     with contextlib.suppress(PlatformError):
         swarm.backend.fetch_logs(swarm.handle, range(swarm.plan.layout.replicas))
-    view, places = swarm.backend.view(swarm.handle), _places(swarm, swarm.handle_now())
+    view, places = None, dict[int, Observation]()
+    with contextlib.suppress(PlatformError):  # then what was seen last is all that is known
+        view = swarm.backend.view(swarm.handle)
+        places = _places(swarm, swarm.handle_now())
     ended = _ended(places)
     failed = [
         report

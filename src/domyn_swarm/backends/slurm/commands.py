@@ -242,9 +242,7 @@ class Slurm:
         command = ["squeue", "--noheader", *which, "--user", str(os.getuid()), "--format", form]
         done = run(command)
         if done.returncode != 0:
-            raise PlatformUnavailable(
-                f"squeue failed: {last_line(done.stderr)}", hint="Ask again in a while."
-            )
+            raise _unanswered(f"squeue failed: {last_line(done.stderr)}")
         return latest(parse_queue(done.stdout))
 
     def allocation(self, job: str) -> Allocation:
@@ -255,10 +253,7 @@ class Slurm:
         """
         done = run(["scontrol", "--oneliner", "show", "job", job])
         if done.returncode != 0:
-            raise PlatformUnavailable(
-                f"Slurm does not show the job {job}: {last_line(done.stderr)}",
-                hint="Ask again in a while.",
-            )
+            raise _unanswered(f"Slurm does not show the job {job}: {last_line(done.stderr)}")
         return parse_allocation(done.stdout)
 
     def own_end(self, job: str) -> OwnEnd | None:
@@ -360,9 +355,7 @@ class Slurm:
         """
         done = run(["scontrol", "--oneliner", "show", what])
         if done.returncode != 0:
-            raise PlatformUnavailable(
-                f"scontrol failed: {last_line(done.stderr)}", hint="Ask again in a while."
-            )
+            raise _unanswered(f"scontrol failed: {last_line(done.stderr)}")
         return printed.names(what, done.stdout)
 
     def lines(self, *command: str) -> list[str]:
@@ -376,19 +369,27 @@ class Slurm:
     def gives_whole_nodes(self, partitions: str) -> bool:
         """Whether jobs of a partition share no node with others, whatever they ask for. For several
         (`a,b`), of which Slurm takes the first with room: whether this holds for each.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked, or does not show one.
         """
-        shown = [
-            run(["scontrol", "--oneliner", "show", "partition", one])
-            for one in partitions.split(",")
-        ]
-        return all(
-            done.returncode == 0 and printed.gives_whole_nodes(done.stdout) for done in shown
-        )
+        return all(printed.gives_whole_nodes(self._partition(one)) for one in partitions.split(","))
+
+    def _partition(self, name: str) -> str:
+        """What Slurm shows of a partition, or that it has none of that name."""
+        done = run(["scontrol", "--oneliner", "show", "partition", name])
+        if done.returncode == 0 or printed.has_no_partition(done.stdout):
+            return done.stdout
+        raise _unanswered(f"scontrol does not show the partition {name}: {last_line(done.stderr)}")
 
     def node_address(self, node: str) -> str | None:
         """The address at which the scheduler reaches a node; None if it does not say."""
         done = run(["scontrol", "--oneliner", "show", "node", node])
         return printed.node_address(done.stdout) if done.returncode == 0 else None
+
+
+def _unanswered(message: str) -> PlatformUnavailable:
+    return PlatformUnavailable(message, hint="Ask again in a while.")
 
 
 def _refused(script: Path, said: str) -> SubmitRejected:

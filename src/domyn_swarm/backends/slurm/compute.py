@@ -19,7 +19,7 @@ from domyn_swarm.backends.job_end import read_exit, read_tail, wait_for_end
 from domyn_swarm.backends.slurm.cluster import OnCluster, job_status
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
-from domyn_swarm.backends.slurm.job_runs import cancelled_word, last_words, slurm_ids
+from domyn_swarm.backends.slurm.job_runs import JobRuns, cancelled_word, last_words, slurm_ids
 from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.queue import is_job, job_name
@@ -27,6 +27,7 @@ from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, explained
 from domyn_swarm.backends.slurm.states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
+from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S
 from domyn_swarm.errors import ConfigError, PlatformError, SubmitRejected, disk_error
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
@@ -140,9 +141,32 @@ class SlurmCompute(OnCluster, ComputeBackend):
         return seen
 
     def _owned(self, handles: Sequence[JobHandle]) -> dict[str, SlurmJob]:
-        jobs = self._slurm.jobs([one for handle in handles for one in _ids(handle)])
-        own = {handle.job_id: _own(handle, jobs) for handle in handles}
+        ids = {handle.job_id: self._ids(handle) for handle in handles}
+        jobs = self._slurm.jobs([one for found in ids.values() for one in found])
+        own = {handle.job_id: _own(handle, ids[handle.job_id], jobs) for handle in handles}
         return {job_id: job for job_id, job in own.items() if job is not None}
+
+    def _ids(self, handle: JobHandle) -> tuple[str, ...]:
+        """What Slurm knows it by, with a successor that was announced and whose number nobody kept.
+
+        Raises:
+            PlatformError: there may be one, and Slurm cannot be asked.
+        """
+        runs = JobRuns.read(JobPaths(Path(handle.job_dir)))
+        if runs is None or runs.successor_asked_at is None:
+            return _recorded_ids(handle)
+        unrecorded = runs.unrecorded(self._slurm.queue(), handle.job_id)
+        return (*_recorded_ids(handle), *(job.id for job in unrecorded))
+
+    def _successor_is_coming(self, handle: JobHandle) -> bool:
+        """Whether Slurm may yet take a successor that was announced, or shows none of it yet."""
+        paths = JobPaths(Path(handle.job_dir))
+        runs = JobRuns.read(paths)
+        if runs is None or runs.successor_asked_at is None or cancelled_word(paths).exists():
+            return False
+        age_s = self._clock.time() - runs.successor_asked_at
+        announced = abs(age_s) < TAKEN_WITHIN_S  # or clocks differ
+        return announced and not runs.unrecorded(self._slurm.queue(), handle.job_id)
 
     @override
     def why_waiting(self, handles: Sequence[JobHandle]) -> dict[str, str]:
@@ -167,18 +191,18 @@ class SlurmCompute(OnCluster, ComputeBackend):
         """Signals the wrapper, which signals the program; at a second
         signal it kills the program and records that.
         """
-        if not self._goes_on(handle):
+        if not self._goes_on(handle) and not self._successor_is_coming(handle):
             return
         write_private(cancelled_word(JobPaths(Path(handle.job_dir))), "")  # prevents a next run
         for within_s in (grace_s, _RECORD_S):
-            self._slurm.cancel(_ids(handle), signal="TERM")
+            self._slurm.cancel(self._ids(handle), signal="TERM")
             if self._ends(handle, within_s):
                 break
         else:
-            self._slurm.cancel(_ids(handle))
+            self._slurm.cancel(self._ids(handle))
             if not self._ends(handle, _END_S):
                 raise PlatformError(
-                    f"Slurm still has the job {handle.job_id} as {_ids(handle)[-1]}.",
+                    f"Slurm still has the job {handle.job_id} as {self._ids(handle)[-1]}.",
                     hint="Its node may be slow to let go; see `squeue`, then cancel it again.",
                 )
         ended = read_exit(Path(handle.exit_path))
@@ -195,7 +219,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
     def _ends(self, handle: JobHandle, within_s: float) -> bool:
         job = self._owned([handle]).get(handle.job_id)
         if job is not None and job.waiting:  # nothing runs that could receive a signal
-            self._slurm.cancel(_ids(handle))
+            self._slurm.cancel(self._ids(handle))
 
         def over() -> bool:
             self._slurm.expect_change()
@@ -209,15 +233,16 @@ class SlurmCompute(OnCluster, ComputeBackend):
         """How a job ended that left no exit record, or not a complete one: Slurm's state, or its
         message in the job's log, decides where it says more than that the job is over.
         """
-        if job is not None and not job.over and (ended is None or not self._settled(ended, job)):
-            return job_status(job)
+        going = self._going(handle, ended, job)
+        if going is not None:
+            return going
         paths = JobPaths(Path(handle.job_dir))
         if _killed_for_memory(paths):
             return JobStatus.OUT_OF_MEMORY
         if job is not None and job.over and job_status(job) not in _SAYS_NO_MORE:
             return job_status(job)
         written = written_cause(
-            paths, _ids(handle)[-1].partition(".")[0], recorded=ended is not None
+            paths, self._ids(handle)[-1].partition(".")[0], recorded=ended is not None
         )
         if written is not None:
             return written
@@ -228,6 +253,15 @@ class SlurmCompute(OnCluster, ComputeBackend):
         comes_true(record.exists, within_s=left_s, every_s=_LOOK_S, clock=self._clock)
         ended = read_exit(record)
         return JobStatus.FAILED if ended is None else ended.status
+
+    def _going(
+        self, handle: JobHandle, ended: ExitRecord | None, job: SlurmJob | None
+    ) -> JobStatus | None:
+        """The status of a job that runs or will run; None: it is over."""
+        if job is not None and not job.over:
+            settled = ended is not None and self._settled(ended, job)
+            return None if settled else job_status(job)
+        return JobStatus.PENDING if self._successor_is_coming(handle) else None
 
     def _settled(self, ended: ExitRecord, job: SlurmJob) -> bool:
         """Whether a job is judged although Slurm does not report it as over: a program ends before
@@ -272,13 +306,13 @@ def cause_so_far(paths: JobPaths, slurm_id: str) -> JobStatus | None:
         return None
 
 
-def _own(handle: JobHandle, jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
-    """The job in Slurm's records. An allocation that was requeued numbers its steps anew, so a step
-    of the same number may be another job's.
+def _own(handle: JobHandle, ids: Sequence[str], jobs: Mapping[str, SlurmJob]) -> SlurmJob | None:
+    """The job as Slurm has it by these numbers. An allocation that was requeued numbers its steps
+    anew: one of the same number may be another job's.
     """
     known = [
         jobs[one]
-        for one in _ids(handle)
+        for one in ids
         if one in jobs and ("." not in one or jobs[one].comment == job_name(handle.job_id))
     ]
     return next((one for one in known if not one.over), known[-1] if known else None)
@@ -307,8 +341,8 @@ def _is_step(spec: ComputeSpec) -> bool:
     return asked.placement == "step"
 
 
-def _ids(handle: JobHandle) -> tuple[str, ...]:
-    """The job's ids in Slurm: several, if it had successors."""
+def _recorded_ids(handle: JobHandle) -> tuple[str, ...]:
+    """The job's recorded ids in Slurm: several, if it had successors."""
     step = "" if handle.step is None else f".{handle.step}"
     return slurm_ids(Path(handle.job_dir), f"{handle.platform_id}{step}")
 

@@ -3,7 +3,8 @@ settled, through time limits, preemptions, requeues and lost nodes.
 
 Slurm runs the job's script again, with the same Slurm id (a requeue) or a new one (a successor, if
 the site forbids requeueing). Each run (`job_task`) updates `runs.json` in the job's folder, from
-which readers learn the job's Slurm ids.
+which readers learn the job's Slurm ids. A successor is announced in it before it
+is submitted: until its number is there too, it is known by its name or comment.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from typing_extensions import override
 
 from domyn_swarm.backends.job_end import read_tail
 from domyn_swarm.backends.slurm.task import Returning
-from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, CommandMissing, PlatformError
+from domyn_swarm.errors import (
+    EXIT_FAILED_ROWS,
+    EXIT_OK,
+    CommandMissing,
+    PlatformError,
+    SubmitRejected,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Clock, comes_true
@@ -29,7 +36,7 @@ from domyn_swarm.restart_budget import RestartPolicy
 
 if TYPE_CHECKING:
     from domyn_swarm.backends.slurm.ending import Scheduler
-    from domyn_swarm.backends.slurm.states import OwnEnd
+    from domyn_swarm.backends.slurm.states import OwnEnd, SlurmJob
 
 _log = get_logger(__name__)
 
@@ -57,6 +64,7 @@ class JobRuns:
     fruitless: int = 0  # consecutive short runs without a settled row, before the last run
     over: Over | None = None  # why the last run was refused
     reason: str | None = None  # the same as a sentence
+    successor_asked_at: float | None = None  # when one was submitted, until its id is kept
 
     @classmethod
     def read(cls, paths: JobPaths) -> JobRuns | None:
@@ -74,6 +82,15 @@ class JobRuns:
             OSError: it cannot be written.
         """
         write_private(paths.runs, json.dumps(asdict(self)))
+
+    def unrecorded(self, queue: Mapping[str, SlurmJob], job_id: str) -> list[SlurmJob]:
+        """The runs in the queue of which only Slurm knows the number, older ones first: whoever
+        submitted them was killed, or got no answer.
+        """
+        from domyn_swarm.backends.slurm.queue import is_job  # most readers ask nobody
+
+        found = [job for job in queue.values() if is_job(job, job_id)]
+        return sorted((job for job in found if job.id not in self.slurm_ids), key=_number)
 
     @property
     def first_began(self) -> datetime:
@@ -133,6 +150,8 @@ def following(before: JobRuns | None, slurm_id: str, now: float, *, fruitless: b
         slurm_ids=known if slurm_id in known else (*known, slurm_id),
         began_at=now,
         fruitless=before.fruitless + 1 if fruitless else 0,
+        # A run of a known number is not the successor that was announced.
+        successor_asked_at=before.successor_asked_at if slurm_id in known else None,
     )
 
 
@@ -193,6 +212,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError):
         return {}
+
+
+def _number(job: SlurmJob) -> int:
+    return int(job.id.partition("_")[0])
 
 
 def _epoch(text: str | None) -> float:
@@ -265,21 +288,39 @@ class NextRun(Returning):
         return False
 
     def _succeed(self, once_over: str | None = None) -> None:
-        """Submit the script again, unless an unanswered submission turns out to be in the queue."""
-        from domyn_swarm.backends.slurm.queue import is_job
-
-        queue = self._slurm.queue(at_most_s=0.0).values()
-        job_id = self._paths.root.name
-        taken = [job.id for job in queue if is_job(job, job_id) and job.waiting]
-        script = next_script(self._paths)  # of a job that is a step
-        script = script if script.exists() else self._paths.script
-        successor = taken[-1] if taken else self._slurm.submit(script, once_over=once_over)
+        """Submit the script again, unless Slurm has it already: from a task that was killed, or got
+        no answer. From before the submission until its answer is kept, `runs.json` announces it.
+        """
+        successor = self._taken()
+        if successor is None:
+            script = next_script(self._paths)  # of a job that is a step
+            script = script if script.exists() else self._paths.script
+            before = self._runs
+            self._keep(replace(before, successor_asked_at=self._clock.time()))
+            try:
+                successor = self._slurm.submit(script, once_over=once_over)
+            except (SubmitRejected, CommandMissing):  # none will come of it
+                self._keep(before)
+                raise
         _log.info("it continues as Slurm's job %s", successor)
-        ids = (*self._runs.slurm_ids, successor)
-        replace(self._runs, slurm_ids=ids).write(self._paths)
-        told = once_over is None and self._stopped()
-        if told or cancelled_word(self._paths).exists():  # who ended it did not know of that one
+        known = self._runs.slurm_ids
+        ids = known if successor in known else (*known, successor)
+        self._keep(replace(self._runs, slurm_ids=ids, successor_asked_at=None))
+        stopped = once_over is None and self._stopped()
+        if stopped or cancelled_word(self._paths).exists():  # a cancel in between did not know it
             self._slurm.cancel([successor])
+
+    def _keep(self, runs: JobRuns) -> None:
+        runs.write(self._paths)
+        self._runs = runs
+
+    def _taken(self) -> str | None:
+        """The run that Slurm has already, in the queue or at work."""
+        queue, job_id = self._slurm.queue(at_most_s=0.0), self._paths.root.name
+        known = [queue[one] for one in self._runs.slurm_ids if one in queue]
+        back = [job.id for job in known if job.waiting]  # somebody has put it back
+        new = [job.id for job in self._runs.unrecorded(queue, job_id) if not job.over]
+        return next(reversed([*back, *new]), None)
 
 
 def slurm_ids(job_dir: Path, first: str) -> tuple[str, ...]:

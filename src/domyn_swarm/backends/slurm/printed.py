@@ -29,6 +29,7 @@ _START = re.compile(r"Job \d+ to start at ")
 _WHOLE_NODES = re.compile(
     r"\b(?:OverSubscribe=EXCLUSIVE|Exclusive=(?:NODE|TOPO)|ExclusiveTopo=YES)\b"
 )
+_NO_PARTITION = re.compile(r"^Partition \S+ not found$", re.MULTILINE)
 _THERE = re.compile(r"(?:idle|mixed|allocated|completing)[~#%$@+^-]*$")
 # What slurmstepd writes to a job's output. From 26.05 on its name is not in front of it: then the
 # rest must match Slurm's own messages, since programs write lines of that form too.
@@ -101,6 +102,13 @@ def gives_whole_nodes(partition: str) -> bool:
     with others, whatever they ask for.
     """
     return _WHOLE_NODES.search(partition) is not None
+
+
+def has_no_partition(shown: str) -> bool:
+    """Whether `scontrol show partition NAME` says that there is none of that name: on its standard
+    output, with an exit code of 1.
+    """
+    return _NO_PARTITION.search(shown) is not None
 
 
 def node_address(node: str) -> str | None:
