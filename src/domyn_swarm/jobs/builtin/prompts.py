@@ -7,34 +7,20 @@ There are no functions, no methods and no attributes; filters and tests take the
 from __future__ import annotations
 
 import difflib
-import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, meta, nodes
-from jinja2.filters import FILTERS, make_attrgetter
-from jinja2.runtime import LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import missing, pass_context, pass_environment
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.visitor import NodeTransformer
 
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.jobs.builtin.row_text import NullInPrompt, json_of, literal, text_of, without_nan
+from domyn_swarm.jobs.builtin.row_language import LITERAL, rows
+from domyn_swarm.jobs.builtin.row_text import NullInPrompt, without_nan
 
 _ROW = "row"
 _SIGNS = {"'end of print statement'": "}}", "'end of statement block'": "%}"}  # as they are typed
-_LITERAL = "=literal"  # a filter that no template can name
-_OF_TEXT = (
-    *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
-    *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount"),
-    "wordwrap",
-)
-"""Jinja's filters that make text of whatever they are given."""
-_OF_VALUES = ("filesizeformat", "float", "int", "urlencode")
-"""Those that would take a null for something else."""
-_OF_PYTHON = ("attr", "pprint", "xmlattr")
 _INSTEAD = {
     "items": "items",
     "strip": "trim",
@@ -45,118 +31,6 @@ _INSTEAD = {
 """Filters for methods that have another name."""
 _OTHER_TEMPLATES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 _NAMED = re.compile(r"\{\{\s*(\w[\w .:/#&-]*?)\s*\}\}")
-
-
-class _Missing(StrictUndefined):
-    """What is not there, in words of rows."""
-
-    @property
-    def _undefined_message(self) -> str:
-        name, inside = self._undefined_name, self._undefined_obj
-        if inside is missing or inside is None:
-            return super()._undefined_message
-        if isinstance(inside, dict):
-            return f"an object has no {name!r}; it has: {', '.join(map(str, inside)) or 'nothing'}"
-        kinds: dict[type, str] = {str: "text", list: "a list"}
-        kind = kinds.get(type(inside), f"a {type(inside).__name__}")
-        return f"{kind} has no {name!r}"
-
-
-class _Rows(ImmutableSandboxedEnvironment):
-    """Jinja whose values are those of rows: items instead of attributes."""
-
-    intercepted_binops = frozenset({"%"})
-
-    def getitem(self, obj: Any, argument: Any) -> Any:  # noqa: ANN401 - a row's value
-        """What an object or a list holds."""
-        try:
-            return obj[argument]
-        except (TypeError, LookupError):
-            return self.undefined(obj=obj, name=argument)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:  # noqa: ANN401 - a row's value
-        """The same; only what loops and groups say of themselves are attributes."""
-        if isinstance(obj, LoopContext) or attribute in getattr(obj, "_fields", ()):
-            return super().getattr(obj, attribute)
-        return self.getitem(obj, attribute)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - see Jinja
-        """`%` after text puts values into it."""
-        if isinstance(left, str):
-            return _format(left, *(right if isinstance(right, tuple) else (right,)))
-        return super().call_binop(context, operator, left, right)
-
-
-def _shown(value: Any) -> str:  # noqa: ANN401 - a value of a template
-    """See `text_of`; what is not there says so."""
-    return str(value) if isinstance(value, Undefined) else text_of(value)
-
-
-def _given(value: Any) -> Any:  # noqa: ANN401 - a filter's argument
-    if value is None:
-        raise NullInPrompt("a value in the prompt is null")
-    return value
-
-
-def _taking(name: str, first: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A filter of Jinja's that is given what `first` makes of its value, and no null."""
-    inner = FILTERS[name]
-    at = int(hasattr(inner, "jinja_pass_arg"))
-
-    @functools.wraps(inner)
-    def taking(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - see Jinja
-        rest = map(_given, args[at + 1 :])
-        return inner(*args[:at], first(args[at]), *rest, **kwargs)
-
-    return taking
-
-
-def _format(text: str, *args: Any, **named: Any) -> str:
-    def shown(value: Any) -> Any:  # noqa: ANN401 - a value
-        return value if type(value) is int or isinstance(value, float) else _shown(value)
-
-    return text % ({name: shown(one) for name, one in named.items()} or tuple(map(shown, args)))
-
-
-def _default(value: Any, other: Any = "", falsy: bool = False) -> Any:  # noqa: ANN401 - Jinja's
-    """What stands in for a value that is null or not there; with `falsy` for empty ones, too."""
-    absent = isinstance(value, Undefined) or value is None
-    return other if absent or (falsy and not value) else value
-
-
-@pass_environment
-def _join(env: _Rows, values: Iterable[Any], between: str = "", attribute: Any = None) -> str:  # noqa: ANN401 - Jinja's
-    inner = values if attribute is None else map(make_attrgetter(env, attribute), values)
-    return _shown(between).join(map(_shown, inner))
-
-
-@pass_context  # Jinja makes constants of what needs none, and would write them as plain lists
-def _literal(_context: Any, value: Any) -> Any:  # noqa: ANN401 - Jinja's
-    return literal(value)
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:  # noqa: ANN401 - a value
-    text = json_of(value)
-    return text if indent is None else msgspec.json.format(text, indent=indent)
-
-
-def _environment() -> _Rows:
-    env = _Rows(
-        undefined=_Missing,
-        finalize=_shown,
-        keep_trailing_newline=True,
-        autoescape=False,  # prompts are text, not HTML
-    )
-    env.globals.clear()
-    env.filters = {name: one for name, one in FILTERS.items() if name not in _OF_PYTHON}
-    env.filters |= {name: _taking(name, _shown) for name in _OF_TEXT}
-    env.filters |= {name: _taking(name, _given) for name in _OF_VALUES}
-    env.filters |= {"default": _default, "d": _default, "join": _join, "string": _shown}
-    env.filters |= {"format": _format, "tojson": _tojson, _LITERAL: _literal}
-    return env
-
-
-_rows = _environment()
 
 
 class _Columns(NodeTransformer):
@@ -202,7 +76,7 @@ class _Columns(NodeTransformer):
 
     def _literal(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)
-        return nodes.Filter(node, _LITERAL, [], [], None, None, lineno=node.lineno)
+        return nodes.Filter(node, LITERAL, [], [], None, None, lineno=node.lineno)
 
     def _column(self, node: nodes.Node, inside: nodes.Expr, name: Any) -> nodes.Node:  # noqa: ANN401 - a constant
         of_row = self._whole and isinstance(inside, nodes.Name) and inside.name == _ROW
@@ -234,7 +108,7 @@ class PromptTemplate:
         self.text = text
         self._what = what
         try:
-            tree = _rows.parse(text)
+            tree = rows.parse(text)
             _check(tree, what)
             self.columns = self._compiled(tree)
         except TemplateSyntaxError as error:
@@ -257,9 +131,9 @@ class PromptTemplate:
             )
         self._row = next(name for name in _unlike(_ROW) if name not in used | own)
         columns = _Columns(self._row, whole=_ROW in used)
-        tree = columns.visit(_rows.parse(self.text))  # the search has made constants of lists
-        tree.set_environment(_rows)
-        self._template = _rows.from_string(tree)
+        tree = columns.visit(rows.parse(self.text))  # the search has made constants of lists
+        tree.set_environment(rows)
+        self._template = rows.from_string(tree)
         used = meta.find_undeclared_variables(tree) - {self._row}
         return tuple(sorted(used | columns.named))
 
@@ -337,7 +211,7 @@ def _called(called: nodes.Expr) -> str:
 
 def _filter_instead(called: nodes.Expr) -> str:
     name = _called(called)
-    instead = _INSTEAD.get(name, name if name in _rows.filters else "")
+    instead = _INSTEAD.get(name, name if name in rows.filters else "")
     written = f"write {{{{ value | {instead} }}}}" if instead else "as in {{ text | upper }}"
     return f"Use a filter: {written}."
 
