@@ -27,6 +27,8 @@ from domyn_swarm.jobs.run_options import failure_limit
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import Dedup
 
+_FIRST_ROWS = 16  # of which a job that can ask none is refused
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -50,7 +52,7 @@ def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
         OutputExists: something else lies where the output goes.
     """
     prepared = make_plan(spec, facts)
-    check_rows(prepared.plan)
+    check_rows(prepared.job, prepared.plan)
     _check_output(prepared.plan)
     return prepared
 
@@ -70,8 +72,9 @@ def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
         CheckpointBusy: another job asks the same rows now.
         NothingToRetry: it is to ask rows again, and there are none.
     """
-    plan = make_plan(spec, facts).plan
-    check_rows(plan)
+    prepared = make_plan(spec, facts)
+    plan = prepared.plan
+    check_rows(prepared.job, plan)
     _check_retried(plan)
     _check_output(plan)
     if not spec.checkpointing:
@@ -80,12 +83,17 @@ def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
     return plan.folder
 
 
-def check_rows(plan: BatchPlan) -> None:
-    """The check that reads all ids.
+def check_rows(job: SwarmJob, plan: BatchPlan) -> None:
+    """The checks that read rows: the first ones, and all ids.
 
     Raises:
-        InvalidInput: some are null, or not unique.
+        ConfigError: the job can ask none of the first rows.
+        InvalidInput: ids are null, or not unique.
     """
+    keys = plan.output.keys
+    limit = _FIRST_ROWS if plan.limit is None else min(_FIRST_ROWS, plan.limit)
+    for batch in plan.dataset.batches(keys.columns, limit=limit):
+        job.check_items(keys.items(batch))
     id_column = plan.output.keys.id_column
     if id_column is not None:
         check_ids(plan.dataset, id_column, limit=plan.limit)

@@ -16,7 +16,8 @@ from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.visitor import NodeTransformer
 
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.jobs.builtin.row_language import LITERAL, rows
+from domyn_swarm.jobs.builtin.render_limits import STEP_CHARACTERS, TooMuch, Work, rendering
+from domyn_swarm.jobs.builtin.row_language import LITERAL, MADE, STEP, rows
 from domyn_swarm.jobs.builtin.row_text import NullInPrompt, without_nan
 
 _ROW = "row"
@@ -60,7 +61,29 @@ class _Columns(NodeTransformer):
         """`a ~ b`."""
         self.generic_visit(node)
         texts = [nodes.Filter(one, "string", [], [], None, None) for one in node.nodes]
-        return nodes.Concat(texts, lineno=node.lineno)
+        joined = nodes.Concat(texts, lineno=node.lineno)
+        return nodes.Filter(joined, MADE, [], [], None, None, lineno=node.lineno)
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`{% for %}`."""
+        return self._counted(node)
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`{% macro %}`."""
+        return self._counted(node)
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`{% call %}`."""
+        return self._counted(node)
+
+    def _counted(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
+        """What may be done again and again, beginning with a step that is counted."""
+        own = sum(len(one.data) for one in node.find_all(nodes.TemplateData))
+        self.generic_visit(node)
+        cost = nodes.Const(STEP_CHARACTERS + own)
+        step = nodes.Filter(cost, STEP, [], [], None, None, lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno))
+        return node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802 - Jinja's
         """`[a, b]`."""
@@ -119,6 +142,11 @@ class PromptTemplate:
                 f"The {what} template is wrong in line {error.lineno}: {why}.",
                 hint=_spelling(text.splitlines()[error.lineno - 1 : error.lineno]),
             ) from error
+        except RecursionError:
+            raise ConfigError(
+                f"The {what} template is nested too deep.",
+                hint="Write long expressions in parts: {% set part = … %}.",
+            ) from None
 
     def _compiled(self, tree: nodes.Template) -> tuple[str, ...]:
         """Make the template of its tree; the columns that it names."""
@@ -166,9 +194,11 @@ class PromptTemplate:
         """The text of one row.
 
         Raises:
+            TooMuch: the template does more for the row than any prompt needs; a row error.
             ValueError: a column is null or cannot be shown; a row error.
         """
         values = {name: without_nan(columns[name]) for name in self.columns}
+        before = rendering.set(Work(values))
         try:
             return self._template.render({**values, self._row: values})
         except NullInPrompt as error:
@@ -176,8 +206,12 @@ class PromptTemplate:
             which = f" ({', '.join(null)})" if null else ""
             hint = "`{{ column or '' }}` or `{{ column | default('…') }}` would allow it"
             raise ValueError(f"{error}{which}; {hint}") from error
+        except TooMuch as error:
+            raise TooMuch(f"the {self._what} template makes {error}") from error
         except (TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
             raise ValueError(f"the prompt cannot be made: {error}") from error
+        finally:
+            rendering.reset(before)
 
 
 def _check(tree: nodes.Template, what: str) -> None:

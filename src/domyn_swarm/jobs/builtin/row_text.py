@@ -22,26 +22,44 @@ class NullInPrompt(ValueError):
 class LiteralList(list[Any]):
     """A list that stands in a template itself; those of a row show their nulls as JSON does."""
 
+    weight = 1
+
     def __add__(self, other: list[Any]) -> list[Any]:
         both = super().__add__(other)
-        return LiteralList(both) if isinstance(other, LiteralList) else both
+        if not isinstance(other, LiteralList):
+            return both
+        made = LiteralList(both)
+        made.weight = self.weight + other.weight
+        return made
 
 
 class LiteralTuple(tuple[Any, ...]):
     """Likewise."""
 
-    __slots__ = ()
+    weight = 1
 
 
 class LiteralDict(dict[Any, Any]):
     """Likewise."""
 
+    weight = 1
 
-def literal(value: Any) -> Any:  # noqa: ANN401 - what a template makes
-    """The same value, known to be a template's own."""
+
+_Literal = LiteralList | LiteralTuple | LiteralDict
+
+
+def literal(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> _Literal:
+    """The same value, known to be a template's own; its `weight` is how many values are shown for
+    it, those of lists in it included, however often it has the same one.
+    """
+    made: _Literal
     if isinstance(value, dict):
-        return LiteralDict(value)
-    return LiteralTuple(value) if isinstance(value, tuple) else LiteralList(value)
+        made = LiteralDict(value)
+    else:
+        made = LiteralTuple(value) if isinstance(value, tuple) else LiteralList(value)
+    inside = made.values() if isinstance(made, LiteralDict) else made
+    made.weight = 1 + sum(one.weight if isinstance(one, _Literal) else 1 for one in inside)
+    return made
 
 
 def without_nan(value: Any) -> Any:  # noqa: ANN401 - a row's value
@@ -80,7 +98,7 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - a row's value, or what a templ
 
 def _check_literal(value: Any) -> None:  # noqa: ANN401 - a value of a template
     """Refuse a column that is null in a list or an object which the template makes of columns."""
-    if not isinstance(value, LiteralList | LiteralTuple | LiteralDict):
+    if not isinstance(value, _Literal):
         return
     for one in value.values() if isinstance(value, dict) else value:
         if one is None:
@@ -120,6 +138,8 @@ def _number(value: float) -> str:
     """
     if math.isnan(value):
         raise NullInPrompt("a value in the prompt is null")
+    if math.isinf(value):
+        raise ValueError("an infinite number cannot stand in a prompt")
     return str(value)
 
 
