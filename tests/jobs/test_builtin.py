@@ -174,6 +174,26 @@ def test_several_answers(server: ModelServer) -> None:
     assert server.bodies[-1]["n"] == 3
 
 
+@pytest.mark.parametrize(
+    ("indexes", "texts"),
+    [
+        ([2, 0, 1], ["b", "c", "a"]),
+        ([0, 1, 2], ["a", "b", "c"]),
+        ([None, None, None], ["a", "b", "c"]),  # they say nothing
+        ([0, 0, 0], ["a", "b", "c"]),
+    ],
+)
+def test_answers_stand_in_the_order_of_their_indexes(
+    server: ModelServer, indexes: list[int | None], texts: list[str]
+) -> None:
+    reply = chat("a", "b", "c")
+    for choice, index in zip(reply.body["choices"], indexes, strict=True):
+        choice["index"] = index
+    server.behave = lambda _prompt, _nth: reply
+    assert ask(server, MultiChatCompletionJob(n=3), "q") == texts
+    assert ask(server, ChatCompletionJob(), "q") == texts[0]
+
+
 def test_a_server_that_gives_one_answer_at_a_time(server: ModelServer) -> None:
     server.behave = lambda _prompt, nth: chat(f"a{nth}")
     assert ask(server, MultiChatCompletionJob(n=3, seed=7), "q") == ["a1", "a2", "a3"]

@@ -12,7 +12,7 @@ from domyn_swarm.jobs.builtin.responses import (
     Choice,
     Embedding,
     choices,
-    completion,
+    continuations,
     decoded,
     embeddings,
     vector,
@@ -170,8 +170,8 @@ class CompletionJob(PromptedJob):
         if not isinstance(asked, str):
             raise ValueError(f"the prompt is {type(asked).__name__}, not text")
         body = {**self.body(columns), "prompt": asked}
-        found = decoded(completion, await self.client.transport.post(COMPLETIONS_PATH, body))
-        return found.choices[0].text
+        found = continuations(await self.client.transport.post(COMPLETIONS_PATH, body))
+        return found[0].text
 
     def check(self) -> None:
         """See `SwarmJob.check`: here the token limit has the name that it has for chats."""
