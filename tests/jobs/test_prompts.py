@@ -82,6 +82,7 @@ MOMENT = dt.datetime(2024, 1, 5, 10, tzinfo=dt.UTC)
         # numbers as they were written, truth as JSON has it, lists and objects as JSON
         ("{{ v }} {{ v ~ '' }} {{ v | string }}", {"v": Written("3.10")}, "3.10 3.10 3.10"),
         ("{{ v }}", {"v": [Written("1e5"), {"k": Written("2.50")}]}, '[1e5,{"k":2.50}]'),
+        ("{{ v }} {{ [v] }}", {"v": Written("-1e400")}, "-1e400 [-1e400]"),
         ("{{ v * 2 }} {{ '%.2f' % v }}", {"v": Written("1.250")}, "2.5 1.25"),
         ("{{ v }} {{ w }}", {"v": 3.0, "w": 17915699055171962697}, "3.0 17915699055171962697"),
         ("{{ v }} {{ v | upper }} {{ v ~ 1 }}", {"v": True}, "true TRUE true1"),
@@ -166,7 +167,7 @@ def test_no_way_makes_words_of_a_null(text: str, missing: Any) -> None:
         ("{{ v | upper }}", b"x", "bytes cannot stand in a prompt"),
         ("{{ v }}", object(), "a object cannot stand in a prompt"),
         ("{{ v | map('upper') }}", ["a"], "end with `| list`"),
-        ("{{ v }}", [float("inf")], "no infinite numbers"),
+        ("{{ v }}", [float("inf")], "an infinite number cannot stand in a prompt"),
         ("{{ v }}", float("inf"), "an infinite number cannot stand in a prompt"),
         ("{{ v ~ '' }}", float("-inf"), "an infinite number cannot stand in a prompt"),
         ("{{ '%s' % v }}", float("-inf"), "an infinite number cannot stand in a prompt"),

@@ -43,8 +43,9 @@ class Prepared:
         return self.plan.rows
 
 
-def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
-    """Check a job against its input and output. `facts` are what is known of their files.
+def prepare(spec: JobSpec, facts: InputFacts | None = None, *, begun: bool = False) -> Prepared:
+    """Check a job against its input and output. `facts` are what is known of their files; `begun`:
+    it has been submitted before.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
@@ -53,16 +54,16 @@ def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
     """
     prepared = make_plan(spec, facts)
     check_rows(prepared.job, prepared.plan)
-    _check_output(prepared.plan)
+    _check_output(prepared.plan, begun=begun)
     return prepared
 
 
-def _check_output(plan: BatchPlan) -> None:
-    plan.output.check(plan.dataset, plan.limit)
+def _check_output(plan: BatchPlan, *, begun: bool) -> None:
+    plan.output.check(plan.dataset, plan.limit, begun=begun)
 
 
-def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
-    """All that can be wrong with a job as it is submitted.
+def check_submitted(spec: JobSpec, facts: InputFacts, *, begun: bool = False) -> Path | None:
+    """All that can be wrong with a job as it is submitted. `begun`: not for the first time.
 
     Returns:
         The folder of its answers, which no other job may ask at the same time; None: it keeps none.
@@ -76,7 +77,7 @@ def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
     plan = prepared.plan
     check_rows(prepared.job, plan)
     _check_retried(plan)
-    _check_output(plan)
+    _check_output(plan, begun=begun)
     if not spec.checkpointing:
         return None
     check_free(plan.folder)

@@ -156,16 +156,22 @@ class JobSubmitter:
         changed = changes.of(known.resources)
         paths = JobPaths(home() / "jobs" / job_id) if swarm is None else swarm.paths.job(job_id)
         spec = JobSpec.model_validate({**known.model_dump(), **changed, **where, **again})
-        return self._start(spec, paths, swarm, record.external_id)
+        return self._start(spec, paths, swarm, record.external_id, begun=True)
 
     def _start(
-        self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
+        self,
+        spec: JobSpec,
+        paths: JobPaths,
+        swarm: LiveSwarm | None,
+        external_id: str | None,
+        *,
+        begun: bool = False,
     ) -> JobHandle:
         from domyn_swarm.batch.input.file_facts import InputFacts
         from domyn_swarm.jobs.preparation import check_submitted
 
         facts = InputFacts()
-        answers = check_submitted(spec, facts)
+        answers = check_submitted(spec, facts, begun=begun)
         check = check_others(spec.output, answers, self._store.jobs(), self.refresh)
         record, compute = self._checked_compute(spec, paths, swarm, external_id)
         with before_submission(paths):

@@ -125,8 +125,6 @@ def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
         return {str(name): _as_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_as_json(one) for one in value]
-    if isinstance(value, float) and math.isinf(value):
-        raise ValueError("JSON has no infinite numbers, and a prompt shows lists as JSON")
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     return str(value) if isinstance(value, dt.timedelta) else msgspec.Raw(text_of(value).encode())
@@ -138,9 +136,10 @@ def _number(value: float) -> str:
     """
     if math.isnan(value):
         raise NullInPrompt("a value in the prompt is null")
-    if math.isinf(value):
+    text = str(value)
+    if text.endswith("inf"):  # a number that is too large but was written is what was written
         raise ValueError("an infinite number cannot stand in a prompt")
-    return str(value)
+    return text
 
 
 def _refusal(value: Any) -> ValueError:  # noqa: ANN401 - whatever it is
