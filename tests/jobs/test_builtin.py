@@ -168,6 +168,23 @@ def test_reasoning(server: ModelServer) -> None:
     assert ask(server, ChatCompletionJob(parse_reasoning=True), "q") == ("4", "2+2")
 
 
+def test_a_plain_reply_is_decoded_once(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(_: Any) -> Any:
+        raise AssertionError("it was decoded before")
+
+    texts = iter(["4", json.dumps(GOOD), "4"])
+    server.behave = lambda _prompt, _nth: chat(next(texts), finish_reason="stop")
+    with monkeypatch.context() as patched:
+        patched.setattr("domyn_swarm.jobs.builtin.chat.choices", unread)
+        patched.setattr("domyn_swarm.jobs.builtin.structured.choices", unread)
+        assert ask(server, ChatCompletionJob(), "q") == "4"
+        shaped = ask(server, StructuredOutputJob(output_schema=Verdict), "q")
+        assert shaped == Verdict(**GOOD)
+    assert ask(server, ChatCompletionJob(parse_reasoning=True), "q") == ("4", None)
+
+
 def test_several_answers(server: ModelServer) -> None:
     server.behave = lambda _prompt, _nth: chat("a", "b", "c")
     assert ask(server, MultiChatCompletionJob(n=3), "q") == ["a", "b", "c"]

@@ -19,7 +19,7 @@ from domyn_swarm.jobs.builtin.responses import choices
 from domyn_swarm.jobs.keywords import ShapedPromptKeywords
 from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.openai import CHAT_PATH
-from domyn_swarm.net.replies import read_reply
+from domyn_swarm.net.replies import read_reply, words_of
 
 _AT_ONCE = {
     ReplyVerdict.CUT: "it was cut at its token limit: max_tokens is too small",
@@ -107,8 +107,7 @@ class StructuredOutputJob(PromptedJob):
         messages = [*self._instruction(), *self.messages(columns)]
         for repair in range(self.repairs + 1):
             reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": messages})
-            ending = read_reply(CHAT_PATH, reply).ending
-            text = choices(reply)[0].message.text or ""
+            ending, text = _heard(reply)
             cut = ending in (ReplyVerdict.CUT, ReplyVerdict.REFUSED)
             try:
                 answer = found_answer(text, functools.partial(validated, self.shape), cut=cut)
@@ -140,6 +139,14 @@ class StructuredOutputJob(PromptedJob):
             return []
         wanted = f"Answer with JSON alone that fits this schema:\n{json.dumps(self._schema)}"
         return [{"role": "system", "content": wanted}]
+
+
+def _heard(reply: bytes | memoryview) -> tuple[ReplyVerdict, str]:
+    """How a reply ended, and what it says."""
+    said = words_of(reply)
+    if said is not None:
+        return ReplyVerdict.COMPLETE, said
+    return read_reply(CHAT_PATH, reply).ending, choices(reply)[0].message.text or ""
 
 
 def _sent_back(text: str, why: str) -> list[dict[str, str]]:
