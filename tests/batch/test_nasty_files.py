@@ -22,6 +22,7 @@ from domyn_swarm.batch.input.text_dataset import row_column_of
 from domyn_swarm.batch.output.text_forms import FORMS
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.worker import main
+from model_server import Answer
 
 # `tmp_path` is one folder for all examples: each writes the same file anew.
 examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -103,6 +104,35 @@ def test_any_json_is_sent_and_written_as_it_is(bench: Any, values: list[Any]) ->
     written = (bench.folder / "out.jsonl").read_text().splitlines()
     answers = [f',"answer":"P{n}"}}' for n in range(len(values))]
     assert written == [line[:-1] + more for line, more in zip(lines, answers, strict=True)]
+
+
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(CELL, CELL), min_size=60, max_size=60))
+def test_any_csv_is_asked_and_written_cell_for_cell(
+    bench: Any, cells: list[tuple[str, str]]
+) -> None:
+    """Through a whole job: what the prompt has is the cell, and so is what the output has."""
+    source, target = bench.folder / "in.csv", bench.folder / "out.csv"
+    rows = [(str(n), *pair) for n, pair in enumerate(cells)]
+    with source.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("n", "a", "b"), *rows])
+    bench.server.behave = lambda _prompt, _nth: Answer(text="ok")
+    bench.server.bodies.clear()
+    spec = bench.spec(
+        job="domyn_swarm.jobs:TemplateJob",
+        input=str(source),
+        output=str(target),
+        input_columns=(),
+        job_kwargs={"prompt": "{{ n }}|{{ a }}|{{ b }}"},
+        checkpointing=False,
+    )
+    assert main([str(bench.job_folder(spec))]) == 0
+    asked = [body["messages"][0]["content"] for body in bench.server.bodies]
+    assert sorted(asked) == sorted("|".join(row) for row in rows)
+    with target.open(newline="", encoding="utf-8") as file:
+        names, *written = csv.reader(file)
+    assert [tuple(row[:3]) for row in written] == rows
+    assert (names[:3], {row[3] for row in written}) == (["n", "a", "b"], {"ok"})
 
 
 # -- beside other readers ------------------------------------------------------------------------
