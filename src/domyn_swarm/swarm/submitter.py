@@ -75,7 +75,7 @@ class JobSubmitter:
         if request.down_after:
             check_down_after(swarm)
         spec, paths = self._spec(request, swarm)
-        handle = self._start(spec, paths, swarm, request.external_id)
+        handle = self._start(spec, paths, swarm, request.external_id, begun=False)
         if request.down_after and swarm is not None:
             end_after(swarm, handle)
         return handle
@@ -159,13 +159,7 @@ class JobSubmitter:
         return self._start(spec, paths, swarm, record.external_id, begun=True)
 
     def _start(
-        self,
-        spec: JobSpec,
-        paths: JobPaths,
-        swarm: LiveSwarm | None,
-        external_id: str | None,
-        *,
-        begun: bool = False,
+        self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, name: str | None, begun: bool
     ) -> JobHandle:
         from domyn_swarm.batch.input.file_facts import InputFacts
         from domyn_swarm.jobs.preparation import check_submitted
@@ -173,7 +167,7 @@ class JobSubmitter:
         facts = InputFacts()
         answers = check_submitted(spec, facts, begun=begun)
         check = check_others(spec.output, answers, self._store.jobs(), self.refresh)
-        record, compute = self._checked_compute(spec, paths, swarm, external_id)
+        record, compute = self._checked_compute(spec, paths, swarm, name)
         with before_submission(paths):
             private_dir(paths.root)
             keep_key(spec, paths)
