@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domyn_swarm.batch.input.input_files import reaching
+from domyn_swarm.batch.input.file_systems import reaching
 from domyn_swarm.errors import InvalidInput, OutputExists
 
 

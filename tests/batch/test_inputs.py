@@ -167,6 +167,37 @@ def test_rows_come_over_http(web: str, tmp_path: Path) -> None:
         open_dataset(f"{web}/gone.parquet")
 
 
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers with the status that the path names."""
+
+    def do_GET(self) -> None:
+        self.send_error(int(self.path.split("/")[1]))
+
+    do_HEAD = do_GET  # noqa: N815 - see http.server
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec's HTTP session, left to its end
+def test_what_a_web_server_refuses_is_told_as_it_said_it() -> None:
+    """Not as if there were nothing."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for status in (401, 403, 429, 500):
+            with pytest.raises(InvalidInput, match=f"cannot be reached: {status}, ") as told:
+                files_of(f"{url}/{status}/in.jsonl")
+            assert "credentials" in told.value.hint
+        for status in (404, 410):
+            with pytest.raises(InvalidInput, match="There is no input"):
+                files_of(f"{url}/{status}/in.jsonl")
+        server.shutdown()
+        thread.join()
+    with pytest.raises(InvalidInput, match=r"cannot be reached: .*Cannot connect"):
+        files_of(f"{url}/200/in.jsonl")
+
+
 def names(source: str) -> list[str]:
     return [Path(str(file)).name for file in files_of(source)]
 

@@ -22,6 +22,7 @@ from domyn_swarm.batch.input.text_dataset import row_column_of
 from domyn_swarm.batch.output.text_forms import FORMS
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.worker import main
+from model_server import Answer
 
 # `tmp_path` is one folder for all examples: each writes the same file anew.
 examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,6 +46,11 @@ def read(path: Path) -> tuple[list[str], list[tuple[Any, ...]]]:
     for batch in dataset.batches():
         rows += zip(*map(python_values, batch.columns), strict=True)
     return dataset.schema.names, rows
+
+
+def exactly(rows: Any) -> str:
+    """Rows in a form that tells 3 from 3.0 and true from 1, as `==` does not."""
+    return json.dumps(rows)
 
 
 @examples
@@ -74,9 +80,8 @@ def test_whatever_json_writes_is_that_rows_own(tmp_path: Path, rows: list[dict[s
     dataset = open_dataset(str(path))
     names = list(dict.fromkeys(key for row in rows for key in row))
     assert dataset.schema.names == names
-    assert read(path)[1] == (
-        [tuple(row.get(name) for name in names) for row in rows] if names else []
-    )
+    told = [tuple(row.get(name) for name in names) for row in rows] if names else []
+    assert exactly(read(path)[1]) == exactly(told)
     row_column = row_column_of(dataset)
     assert row_column is not None
     texts = [
@@ -99,10 +104,39 @@ def test_any_json_is_sent_and_written_as_it_is(bench: Any, values: list[Any]) ->
     )
     assert main([str(bench.job_folder(spec))]) == 0
     sent = {body["messages"][0]["content"]: body.get("metadata") for body in bench.server.bodies}
-    assert sent == {f"p{n}": value for n, value in enumerate(values)}
+    assert [exactly(sent[f"p{n}"]) for n in range(len(values))] == list(map(exactly, values))
     written = (bench.folder / "out.jsonl").read_text().splitlines()
     answers = [f',"answer":"P{n}"}}' for n in range(len(values))]
     assert written == [line[:-1] + more for line, more in zip(lines, answers, strict=True)]
+
+
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(CELL, CELL), min_size=60, max_size=60))
+def test_any_csv_is_asked_and_written_cell_for_cell(
+    bench: Any, cells: list[tuple[str, str]]
+) -> None:
+    """Through a whole job: what the prompt has is the cell, and so is what the output has."""
+    source, target = bench.folder / "in.csv", bench.folder / "out.csv"
+    rows = [(str(n), *pair) for n, pair in enumerate(cells)]
+    with source.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("n", "a", "b"), *rows])
+    bench.server.behave = lambda _prompt, _nth: Answer(text="ok")
+    bench.server.bodies.clear()
+    spec = bench.spec(
+        job="domyn_swarm.jobs:TemplateJob",
+        input=str(source),
+        output=str(target),
+        input_columns=(),
+        job_kwargs={"prompt": "{{ n }}|{{ a }}|{{ b }}"},
+        checkpointing=False,
+    )
+    assert main([str(bench.job_folder(spec))]) == 0
+    asked = [body["messages"][0]["content"] for body in bench.server.bodies]
+    assert sorted(asked) == sorted("|".join(row) for row in rows)
+    with target.open(newline="", encoding="utf-8") as file:
+        names, *written = csv.reader(file)
+    assert [tuple(row[:3]) for row in written] == rows
+    assert (names[:3], {row[3] for row in written}) == (["n", "a", "b"], {"ok"})
 
 
 # -- beside other readers ------------------------------------------------------------------------
@@ -229,7 +263,7 @@ def test_json_lines_are_what_others_read_or_refused(tmp_path: Path) -> None:
         lines = text.removeprefix("\ufeff").split("\n")
         told = [json.loads(line) for line in lines if line.strip()]
         ours = [tuple(one.get(name) for name in names) for one in told] if names else []
-        assert rows == ours, text
+        assert exactly(rows) == exactly(ours), text
         assert [*dict.fromkeys(key for one in told for key in one)] == names
     assert accepted > 100
 

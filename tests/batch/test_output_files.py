@@ -448,6 +448,20 @@ def test_an_output_in_the_folder_that_is_read_is_refused(bench: Any) -> None:
     assert bench.server.asked.total() == 2
 
 
+def test_a_job_that_was_begun_with_such_an_output_comes_to_its_end(bench: Any) -> None:
+    """Earlier versions took it, and its answers were paid for. Once it is written it is refused."""
+    (bench.folder / "in").mkdir()
+    (bench.folder / "in/1.jsonl").write_text("".join(f'{{"prompt": "p{n}"}}\n' for n in range(3)))
+    given = {"input": str(bench.folder / "in"), "output": str(bench.folder / "in/out.jsonl")}
+    assert run(bench, **{**given, "output": str(bench.folder / "other.jsonl")}) == 0
+    assert prepare(bench.spec(**given), begun=True).rows == 3
+    assert run(bench, **given) == 0
+    assert bench.server.asked.total() == 3
+    with pytest.raises(InvalidInput, match="its rows would be asked, too") as told:
+        prepare(bench.spec(**given), begun=True)
+    assert "Move it" in told.value.hint
+
+
 @pytest.mark.parametrize(
     ("columns", "mode", "hint"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,40 @@ def test_times_beyond_the_years_that_arrow_writes(rows: Rows) -> None:
         cells = list(csv.DictReader(file))
     assert [row["s"] for row in cells] == ["36812-02-20 00:36:16", "318857-05-20 17:46:40", ""]
     assert [row["d"] for row in cells] == ["275760-09-13", "1970-01-01", "-271821-04-20"]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "UTC+3", "+25:00"])
+def test_times_of_a_zone_that_nobody_knows(rows: Rows, unit: str, zone: str) -> None:
+    """No prompt shows them; an output has the same moment in UTC."""
+    second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    times = pa.array([1_700_000_000 * second, None], pa.timestamp(unit, zone))
+    table = pa.table({"prompt": ["p0", "p1"], "t": times})
+    source = str(rows.folder / "in.arrow")
+    with pa.OSFile(source, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    wrong = rf"column 't' are of the time zone '{re.escape(zone)}'"
+    with pytest.raises(InvalidInput, match=wrong):
+        prepare(rows.spec("in.arrow", "o.jsonl", **TEMPLATE, job_kwargs={"prompt": "{{ t }}"}))
+    with pytest.raises(InvalidInput, match=wrong):
+        prepare(rows.spec("in.arrow", "o.jsonl", id_column="t"))
+    for target in ("out.jsonl", "out.csv", "out.parquet"):
+        rows.run("in.arrow", target)
+        assert rows.whole("in.arrow", target)
+    shown = [json.loads(line)["t"] for line in rows.lines("out.jsonl")]
+    assert re.fullmatch(r"2023-11-14[ T]22:13:20(\.0+)?Z", shown[0])
+    assert shown[1] is None
+    assert pq.read_table(rows.folder / "out.parquet")["t"].cast(pa.int64()).to_pylist() == (
+        [1_700_000_000 * max(second, 1000), None]  # Parquet has no seconds
+    )
+
+
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_times_of_a_zone_that_arrow_alone_knows(rows: Rows, unit: str) -> None:
+    times = pa.array([1_700_000_000 * {"s": 1, "ns": 10**9}[unit]], pa.timestamp(unit, "-0530"))
+    pq.write_table(pa.table({"t": times}), rows.folder / "in.parquet")
+    [prompt] = rows.prompts("in.parquet", "out.jsonl", "{{ t }}")
+    assert re.fullmatch(r"2023-11-14 16:43:20(\.0+)?-0530", prompt)
 
 
 def test_nulls_of_structs_are_not_sent(rows: Rows) -> None:

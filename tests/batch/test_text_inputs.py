@@ -105,6 +105,11 @@ BAD: dict[str, tuple[str, bytes, list[str]]] = {
         b'{"a": 1}\n{"a": 1\n[1]\n{"a": NaN}\n{"a": -Infinity}\n{"a": 1e400}\n',
         ["line 2, is no", "line 3, is no", "NaN is no number", "-Infinity is no", "out of range"],
     ),
+    "more digits than Python reads": (
+        "a.jsonl",
+        b'{"a": 1}\n{"a": [%s]}\n' % (b"9" * 5000),
+        ["line 2, is no JSON object: a whole number has more than 4,300 digits"],
+    ),
     "JSON in Latin-1": ("a.jsonl", b'{"a": "\xe9"}\n', ["line 1, is not UTF-8: byte 8 is 0xe9"]),
     "half a character": ("a.jsonl", b'{"a": "\\ud83d"}\n', ["line 1", "surrogate"]),
     "JSON of UTF-16": ("a.jsonl", '{"a":1}'.encode("utf-16"), ["UTF-16", "--encoding"]),

@@ -168,10 +168,47 @@ def test_reasoning(server: ModelServer) -> None:
     assert ask(server, ChatCompletionJob(parse_reasoning=True), "q") == ("4", "2+2")
 
 
+def test_a_plain_reply_is_decoded_once(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(_: Any) -> Any:
+        raise AssertionError("it was decoded before")
+
+    texts = iter(["4", json.dumps(GOOD), "4"])
+    server.behave = lambda _prompt, _nth: chat(next(texts), finish_reason="stop")
+    with monkeypatch.context() as patched:
+        patched.setattr("domyn_swarm.jobs.builtin.chat.choices", unread)
+        patched.setattr("domyn_swarm.jobs.builtin.structured.choices", unread)
+        assert ask(server, ChatCompletionJob(), "q") == "4"
+        shaped = ask(server, StructuredOutputJob(output_schema=Verdict), "q")
+        assert shaped == Verdict(**GOOD)
+    assert ask(server, ChatCompletionJob(parse_reasoning=True), "q") == ("4", None)
+
+
 def test_several_answers(server: ModelServer) -> None:
     server.behave = lambda _prompt, _nth: chat("a", "b", "c")
     assert ask(server, MultiChatCompletionJob(n=3), "q") == ["a", "b", "c"]
     assert server.bodies[-1]["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("indexes", "texts"),
+    [
+        ([2, 0, 1], ["b", "c", "a"]),
+        ([0, 1, 2], ["a", "b", "c"]),
+        ([None, None, None], ["a", "b", "c"]),  # they say nothing
+        ([0, 0, 0], ["a", "b", "c"]),
+    ],
+)
+def test_answers_stand_in_the_order_of_their_indexes(
+    server: ModelServer, indexes: list[int | None], texts: list[str]
+) -> None:
+    reply = chat("a", "b", "c")
+    for choice, index in zip(reply.body["choices"], indexes, strict=True):
+        choice["index"] = index
+    server.behave = lambda _prompt, _nth: reply
+    assert ask(server, MultiChatCompletionJob(n=3), "q") == texts
+    assert ask(server, ChatCompletionJob(), "q") == texts[0]
 
 
 def test_a_server_that_gives_one_answer_at_a_time(server: ModelServer) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.jobs.builtin.structured import SeveralAnswers, found_answer
+from domyn_swarm.batch.output.schema import reasons
+from domyn_swarm.jobs.builtin.json_answers import SeveralAnswers, found_answer, validated
 
 
 class Answer(BaseModel):
@@ -59,6 +62,49 @@ def test_it_is_found(text: str) -> None:
 def test_there_is_none(text: str, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         answer_in(text)
+
+
+class Numbers(BaseModel):
+    a: int
+    b: float = 0.0
+    words: str = ""
+
+
+@pytest.mark.parametrize("around", ["{}", "Sure:\n```json\n{}\n```", "I choose {} today."])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1, "b": 1e400}', "1e400 is too large a number"),
+        ('{"a": 1, "b": -1e400}', "-1e400 is too large a number"),
+        ('{"a": 1e400}', "1e400 is too large a number"),
+        ('{"a": 1, "b": Infinity}', "Infinity is no number of JSON"),
+        ('{"a": 1, "b": -Infinity}', "-Infinity is no number of JSON"),
+        ('{"a": 1, "b": NaN}', "NaN is no number of JSON"),
+        ('{"a": 1, "b": 2, "more": [1e999]}', "1e999 is too large a number"),
+        (f'{{"a": {"9" * 5000}}}', f"{'9' * 40}… is too large a number"),
+    ],
+)
+def test_a_number_that_would_not_be_kept_is_told(around: str, text: str, reason: str) -> None:
+    """It is none of the shape, instead of an infinite number that is written as null."""
+    with pytest.raises(ValidationError) as caught:
+        found_answer(around.replace("{}", text), partial(validated, Numbers), cut=False)
+    assert reasons(caught.value) == f"value: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (f'{{"a": {"9" * 4300}}}', Numbers(a=int("9" * 4300))),
+        ('{"a": 1, "b": 1e308}', Numbers(a=1, b=1e308)),
+        ('{"a": 1, "b": 1e-400}', Numbers(a=1)),
+        (
+            '{"a": 1, "words": "NaN, 1e400 and Infinity"}',
+            Numbers(a=1, words="NaN, 1e400 and Infinity"),
+        ),
+    ],
+)
+def test_large_numbers_and_words_about_them_are_kept(text: str, answer: Numbers) -> None:
+    assert found_answer(text, partial(validated, Numbers), cut=False) == answer
 
 
 def test_of_two_that_differ_none_is_chosen() -> None:

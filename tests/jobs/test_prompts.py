@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +19,7 @@ from domyn_swarm import ChatCompletionJob, TemplateJob
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.builtin.prompts import PromptTemplate
+from domyn_swarm.jobs.builtin.render_limits import MOST_CHARACTERS, MOST_STEPS, TooMuch
 from domyn_swarm.jobs.preparation import prepare
 from model_server import Bench
 
@@ -80,6 +82,7 @@ MOMENT = dt.datetime(2024, 1, 5, 10, tzinfo=dt.UTC)
         # numbers as they were written, truth as JSON has it, lists and objects as JSON
         ("{{ v }} {{ v ~ '' }} {{ v | string }}", {"v": Written("3.10")}, "3.10 3.10 3.10"),
         ("{{ v }}", {"v": [Written("1e5"), {"k": Written("2.50")}]}, '[1e5,{"k":2.50}]'),
+        ("{{ v }} {{ [v] }}", {"v": Written("-1e400")}, "-1e400 [-1e400]"),
         ("{{ v * 2 }} {{ '%.2f' % v }}", {"v": Written("1.250")}, "2.5 1.25"),
         ("{{ v }} {{ w }}", {"v": 3.0, "w": 17915699055171962697}, "3.0 17915699055171962697"),
         ("{{ v }} {{ v | upper }} {{ v ~ 1 }}", {"v": True}, "true TRUE true1"),
@@ -164,7 +167,10 @@ def test_no_way_makes_words_of_a_null(text: str, missing: Any) -> None:
         ("{{ v | upper }}", b"x", "bytes cannot stand in a prompt"),
         ("{{ v }}", object(), "a object cannot stand in a prompt"),
         ("{{ v | map('upper') }}", ["a"], "end with `| list`"),
-        ("{{ v }}", [float("inf")], "no infinite numbers"),
+        ("{{ v }}", [float("inf")], "an infinite number cannot stand in a prompt"),
+        ("{{ v }}", float("inf"), "an infinite number cannot stand in a prompt"),
+        ("{{ v ~ '' }}", float("-inf"), "an infinite number cannot stand in a prompt"),
+        ("{{ '%s' % v }}", float("-inf"), "an infinite number cannot stand in a prompt"),
         ("{{ v.__class__ }}", [], "a list has no '__class__'"),
         ("{{ v.append }}", [], "a list has no 'append'"),
         ("{{ v['x'] }}", [], "a list has no 'x'"),
@@ -222,6 +228,106 @@ def test_a_column_that_is_not_there_is_found_before_a_row_is_asked(
         prepare(bench.spec(**job, job_kwargs={"prompt": "{{ prompt }}", "system": "{{ mood }}"}))
     with pytest.raises(InvalidInput, match="Did you mean 'prompt'"):
         prepare(bench.spec(input_columns=("promt",)))
+    assert bench.server.bodies == []
+
+
+LONG = list(range(3000))
+TWICE = "{% set s = s + s %}"
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "makes"),
+    [
+        ("{{ 'x' * 10**9 }}{{ v }}", 1, "steps of its loops or"),
+        ("{{ v }}{{ [v] * 10**9 }}", 1, "characters of one row"),
+        ("{{ v ** v ** v }}", 99, "a whole number of more than 4,300 digits"),
+        ("{{ v * v }}", 10**4000, "a whole number of more than 4,300 digits"),
+        ("{{ 'x' | center(10**9) }}{{ v }}", 1, "characters of one row"),
+        ("{{ v | indent(10**9, true) }}", "a", "characters of one row"),
+        ("{{ v | replace('a', 'b' * 10**6) }}", "a" * 1000, "characters of one row"),
+        ("{{ v | wordwrap(1, wrapstring='b' * 10**6) }}", "a" * 1000, "characters of one row"),
+        ("{{ v | join('b' * 10**6) }}", LONG, "characters of one row"),
+        ("{{ v | batch(10**9, 'x') | list }}", [1], "characters of one row"),
+        ("{{ v | slice(10**9) | list }}", [1], "characters of one row"),
+        ("{{ v | round(-10**9) }}", 5, "-1,000,000,000 digits"),
+        ("{{ v | tojson(indent=10**9) }}", [5], "indented by 1,000,000,000"),
+        ("{{ '%1000000000d' % v }}", 1, "characters of one row"),
+        ("{{ '%*d' % (v, 3) }}", 10**9, "characters of one row"),
+        ("{{ '%.1000000000f' | format(v) }}", 1, "characters of one row"),
+        (
+            "{% for a in v %}{% for b in v %}{% endfor %}{% endfor %}",
+            LONG,
+            "262,144 steps of its loops",
+        ),
+        (
+            "{% for a in v[0:40] %}" + "a long text " * 300000 + "{% endfor %}",
+            LONG,
+            "characters of one row",
+        ),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+            "{{ f(v) }}",
+            40,
+            "262,144 steps",
+        ),
+        ("{% set s = v %}" + TWICE * 40 + "{{ s }}", "abc", "characters of one row"),
+        ("{% set s = [v] %}" + TWICE * 40 + "{{ s }}", 1, "characters of one row"),
+        (
+            "{% set s = v %}" + "{% set s = s ~ s %}" * 40 + "{{ s }}",
+            "abc",
+            "characters of one row",
+        ),
+        ("{% set s = [v] %}" + "{% set s = [s, s] %}" * 40 + "{{ s }}", 1, "characters of one row"),
+        (
+            "{% set s = v %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 40 + "{{ s }}",
+            "abc",
+            "characters of one row",
+        ),
+    ],
+)
+def test_a_template_that_does_too_much_is_told_and_not_waited_for(
+    text: str, value: Any, makes: str
+) -> None:
+    with pytest.raises(TooMuch, match=f"the system template makes .*{re.escape(makes)}"):
+        PromptTemplate(text, "system").render({"v": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "characters"),
+    [
+        ("{{ v }}{{ v | trim }}", "x" * (MOST_CHARACTERS + 1), 2 * MOST_CHARACTERS + 2),
+        ("{% for one in v %}.{% endfor %}", [1] * (MOST_STEPS + 1), MOST_STEPS + 1),
+        ("{% for one in v %}{{ one.t }}{% endfor %}", [{"t": "ab"}] * 100_000, 200_000),
+        ("{{ v }}", 10**4299, 4300),
+    ],
+)
+def test_rows_of_any_size_become_prompts(text: str, value: Any, characters: int) -> None:
+    """What a row holds is no work of the template's, and the larger it is, the longer the loops."""
+    assert len(rendered(text, {"v": value})) == characters
+
+
+@pytest.mark.parametrize(
+    "text", ["{{" + "(" * 3000 + "v" + ")" * 3000 + "}}", "{{ v" + " + 1" * 3000 + "}}"]
+)
+def test_a_template_that_is_nested_too_deep(text: str) -> None:
+    with pytest.raises(ConfigError, match="prompt template is nested too deep"):
+        PromptTemplate(text, "prompt")
+
+
+def test_a_template_that_does_too_much_for_all_rows_is_refused(bench: Bench) -> None:
+    """Where it is one row's, that row alone fails."""
+    job = {"job": "domyn_swarm.jobs:TemplateJob", "input_columns": ()}
+    kwargs = {"prompt": "{% for a in v %}{% for b in v %}{{ a }}{% endfor %}{% endfor %}"}
+    for lists, refused in (([LONG] * 20, True), ([LONG, [1], [2]], False)):
+        pq.write_table(pa.table({"v": lists}), bench.folder / "in.parquet")
+        spec = bench.spec(**job, job_kwargs=kwargs)
+        if refused:
+            with pytest.raises(
+                ConfigError, match=r"The prompt template makes more than .*first rows"
+            ):
+                prepare(spec)
+        else:
+            assert prepare(spec).rows == 3
     assert bench.server.bodies == []
 
 

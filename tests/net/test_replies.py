@@ -15,7 +15,7 @@ from domyn_swarm.net.errors import (
     RequestRefused,
     ServerFailed,
 )
-from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply
+from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply, words_of
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -71,6 +71,19 @@ def facts_of(reply: Any, path: str = CHAT) -> ReplyFacts:
 def test_how_a_chat_ends(reply: Any, ending: str, silent: bool) -> None:
     facts = facts_of(reply)
     assert (facts.ending, facts.silent) == (ending, silent)
+    body = json.dumps(reply).encode()
+    read_reply(CHAT, body)
+    words = words_of(body)
+    assert words is None or words == responses.choices(body)[0].message.answer
+
+
+def test_the_words_of_a_plain_reply_are_known_without_reading_it_again() -> None:
+    bodies = [json.dumps(said({"content": text})).encode() for text in ("one", "two", "")]
+    for body, words in zip(bodies, ("one", "two", None), strict=True):
+        read_reply(CHAT, body)
+        assert words_of(body) == words
+    assert [words_of(body) for body in bodies] == [None, "two", None]  # the last plain one alone
+    assert words_of(bytes(bytearray(bodies[1]))) is None  # another reply of the same words
 
 
 def test_other_replies() -> None:

@@ -13,6 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from domyn_swarm.batch.times import in_known_zone, time_text
+
 _NUMBERS: dict[pa.DataType, set[type]] = {pa.int64(): {int}, pa.float64(): {int, float}}
 _MOST_BYTES = 2**31 - 1  # of one array, whose offsets have 32 bits
 
@@ -222,17 +224,13 @@ def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=without_json(batch.schema))
 
 
-_LAST_YEAR = 32_767  # supported by Arrow, in both directions
-_DAY_MS = 24 * 3600 * 1000
-
-
 def python_values(column: pa.Array, *, as_request: bool = False) -> list[Any]:
     """The values of a column, whichever libraries are installed.
 
     Python's own times have no nanoseconds and end with the year 9999: those beyond are text, with
     all their digits. The others are the same values as in a column of microseconds. Numbers of
     single precision are the shortest that are the same in single precision: 0.1, not
-    0.10000000149011612.
+    0.10000000149011612. Times of a zone that nobody knows are in UTC.
 
     With `as_request` they are as a request is to have them: the fractions of JSON as they were
     written, and structs without their nulls, since Arrow's structs have every field in every row.
@@ -245,6 +243,7 @@ def python_values(column: pa.Array, *, as_request: bool = False) -> list[Any]:
         column = pc.run_end_decode(column)
     if (as_text := _with(column.type, pa.string())) != column.type:
         column = column.cast(as_text).cast(_with(column.type, pa.float64()))
+    column = in_known_zone(column)
     if pa.types.is_temporal(column.type) and getattr(column.type, "unit", None) == "ns":
         return _of_nanoseconds(column)
     try:
@@ -297,10 +296,13 @@ def _of_nanoseconds(column: pa.Array) -> list[Any]:
     kind = column.type
     whole = column.cast(_in_microseconds(kind), safe=False)
     odd = pc.not_equal(whole.cast(kind), column)
-    values: list[Any] = whole.to_pylist()
+    try:
+        values: list[Any] = whole.to_pylist()
+    except (OverflowError, ValueError):  # of a zone that Python does not know
+        values = [_value(one) for one in whole]
     for at in np.flatnonzero(flags(odd)).tolist():
         one = column[at]
-        values[at] = f"{one.value} ns" if pa.types.is_duration(kind) else _text(one)
+        values[at] = f"{one.value} ns" if pa.types.is_duration(kind) else time_text(one)
     return values
 
 
@@ -321,55 +323,4 @@ def _value(one: pa.Scalar) -> Any:  # noqa: ANN401 - whatever it holds
             return {name: _value(inner) for name, inner in one.items()}
         if isinstance(one, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
             return [_value(inner) for inner in one.values]
-        return _text(one)
-
-
-def time_texts(column: pa.Array) -> pa.Array:
-    """The text of dates or times, as Arrow writes them, also beyond the years that Arrow
-    supports.
-    """
-    texts = column.cast(pa.string())
-    if not has_far_years(column):
-        return texts
-    values = zip(texts.to_pylist(), column, strict=True)
-    return array([_far(one) if _is_far(one) else text for text, one in values], pa.string())
-
-
-def has_far_years(column: pa.Array) -> bool:
-    """Whether a column has dates or times that Arrow cannot write."""
-    kind = column.type
-    if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
-        return False
-    import pyarrow.compute as pc  # here: columns with times are rare
-
-    ends = pc.min_max(column)
-    return any(_is_far(ends[name]) for name in ("min", "max"))
-
-
-def _is_far(one: pa.Scalar) -> bool:
-    kind = one.type
-    if not one.is_valid or not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
-        return False
-    year = int(_numpy_time(one).astype("datetime64[Y]").astype(np.int64)) + 1970
-    return abs(year) > _LAST_YEAR
-
-
-def _far(one: pa.Scalar) -> str:
-    text = str(_numpy_time(one)).replace("T", " ")
-    return f"{text}Z" if pa.types.is_timestamp(one.type) and one.type.tz else text
-
-
-def _numpy_time(one: pa.Scalar) -> np.datetime64:
-    if pa.types.is_date(one.type):
-        days = one.value if pa.types.is_date32(one.type) else one.value // _DAY_MS
-        return np.datetime64(days, "D")
-    return np.datetime64(one.value, one.type.unit)
-
-
-def _text(one: pa.Scalar) -> str:
-    if _is_far(one):
-        return _far(one)
-    try:
-        return str(one.cast(pa.string()).as_py())
-    except pa.ArrowException:  # a duration
-        return f"{one.value} {one.type.unit}"
+        return time_text(one)

@@ -232,6 +232,13 @@ class SwarmJob:
             InvalidInput: names a missing column, and similar ones.
         """
 
+    def check_items(self, items: Sequence[Any]) -> None:
+        """Find what would go wrong with every row, by the first ones.
+
+        Raises:
+            ConfigError: none of them can be asked, for a reason that lies in the job.
+        """
+
     @property
     def sent_columns(self) -> Sequence[str]:
         """The input columns in the order in which requests contain them: rows with a common prefix

@@ -27,6 +27,8 @@ from domyn_swarm.jobs.run_options import failure_limit
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import Dedup
 
+_FIRST_ROWS = 16  # of which a job that can ask none is refused
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -41,8 +43,9 @@ class Prepared:
         return self.plan.rows
 
 
-def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
-    """Check a job against its input and output. `facts`: recorded facts of their files.
+def prepare(spec: JobSpec, facts: InputFacts | None = None, *, begun: bool = False) -> Prepared:
+    """Check a job against its input and output. `facts`: recorded facts of their files; `begun`:
+    it has been submitted before.
 
     Raises:
         ConfigError: the job class or a parameter is not usable.
@@ -50,17 +53,17 @@ def prepare(spec: JobSpec, facts: InputFacts | None = None) -> Prepared:
         OutputExists: a file of another owner is at the path of the output.
     """
     prepared = make_plan(spec, facts)
-    check_rows(prepared.plan)
-    _check_output(prepared.plan)
+    check_rows(prepared.job, prepared.plan)
+    _check_output(prepared.plan, begun=begun)
     return prepared
 
 
-def _check_output(plan: BatchPlan) -> None:
-    plan.output.check(plan.dataset, plan.limit)
+def _check_output(plan: BatchPlan, *, begun: bool) -> None:
+    plan.output.check(plan.dataset, plan.limit, begun=begun)
 
 
-def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
-    """All checks of a job that is being submitted.
+def check_submitted(spec: JobSpec, facts: InputFacts, *, begun: bool = False) -> Path | None:
+    """All checks of a job that is being submitted. `begun`: not for the first time.
 
     Returns:
         The folder of its answers, which no other job may write at the same time; None: it keeps
@@ -71,22 +74,28 @@ def check_submitted(spec: JobSpec, facts: InputFacts) -> Path | None:
         CheckpointBusy: another job is sending the same rows now.
         NothingToRetry: it should send rows again, and there are none.
     """
-    plan = make_plan(spec, facts).plan
-    check_rows(plan)
+    prepared = make_plan(spec, facts)
+    plan = prepared.plan
+    check_rows(prepared.job, plan)
     _check_retried(plan)
-    _check_output(plan)
+    _check_output(plan, begun=begun)
     if not spec.checkpointing:
         return None
     check_free(plan.folder)
     return plan.folder
 
 
-def check_rows(plan: BatchPlan) -> None:
-    """The check that reads all ids.
+def check_rows(job: SwarmJob, plan: BatchPlan) -> None:
+    """The checks that read rows: the first ones, and all ids.
 
     Raises:
-        InvalidInput: some are null, or not unique.
+        ConfigError: the job can ask none of the first rows.
+        InvalidInput: ids are null, or not unique.
     """
+    keys = plan.output.keys
+    limit = _FIRST_ROWS if plan.limit is None else min(_FIRST_ROWS, plan.limit)
+    for batch in plan.dataset.batches(keys.columns, limit=limit):
+        job.check_items(keys.items(batch))
     id_column = plan.output.keys.id_column
     if id_column is not None:
         check_ids(plan.dataset, id_column, limit=plan.limit)

@@ -169,7 +169,7 @@ async def arun(
         # The returned frame has all rows: each needs a result.
         key = spec.job_key or plan.job_key
         plan = replace(plan, job_key=key, no_others=False, publishes=False)
-        await asyncio.to_thread(check_rows, plan)
+        await asyncio.to_thread(check_rows, job, plan)
         plan.output.check_names(ends.dataset)
         async with ends.workers(spec) as workers:
             plan = replace(plan, workers=workers)

@@ -74,7 +74,7 @@ class _Worker:
         self._tally = Tally()
         self._signal: int | None = None
         self._account: JobAccount | None = None
-        self._prepared = prepare(spec, InputFacts.load(paths.input_facts))
+        self._prepared = prepare(spec, InputFacts.load(paths.input_facts), begun=True)
         kept = self._prepared.plan.folder if spec.checkpointing else None
         self._gpu_hours = gpu_hours_of(spec, paths)
         self._budget = Budget(spec.resources.max_gpu_hours, self._gpu_hours)

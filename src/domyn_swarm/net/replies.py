@@ -98,6 +98,7 @@ class _ReplyOfAnyUsage(_Reply):
 
 _NOTHING = _Message()
 _NO_USAGE = _Usage()
+_last_plain: list[tuple[bytes | memoryview, str]] = [(b"", "")]  # one, as a whole: see `words_of`
 _decoder = msgspec.json.Decoder(_Reply)
 _any_usage = msgspec.json.Decoder(_ReplyOfAnyUsage)
 
@@ -110,7 +111,10 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
         BadReply: it is not what the API promises.
     """
     reply = _decoded(body)
-    if path == CHAT_PATH and _is_plain(reply):  # by far the most frequent: nothing else to examine
+    if path == CHAT_PATH and (
+        said := _plain_words(reply)
+    ):  # by far the commonest: no need to look further
+        _last_plain[0] = (body, said)
         usage = reply.usage or _NO_USAGE
         return ReplyFacts(usage.prompt_tokens or 0, usage.completion_tokens or 0, _STOPPED)
     _raise_error(reply)
@@ -123,21 +127,30 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
     return facts
 
 
-def _is_plain(reply: _Reply) -> bool:
-    """Whether a chat's reply is a single text answer without anything else to examine."""
+def words_of(body: bytes | memoryview) -> str | None:
+    """What a chat's reply says, if it is the one that `read_reply` looked at last, and is one
+    answer in words with nothing else to look at: nobody has to decode it again. None: it has to be
+    read.
+    """
+    looked_at, said = _last_plain[0]
+    return said if looked_at is body else None
+
+
+def _plain_words(reply: _Reply) -> str | None:
+    """What a chat's reply says, if it is a single text answer without anything else to examine."""
     choices = reply.choices
     if not choices or len(choices) > 1 or reply.error or reply.object == "error":
-        return False
+        return None
     choice = choices[0]
     message = choice.message
     if message is None or choice.finish_reason != "stop" or choice.error:
-        return False
+        return None
     if message.refusal is not None or message.tool_calls or message.function_call:
-        return False
+        return None
     said = message.content
     if type(said) is not str or not said or said[0] == "<" or said[0].isspace():
-        return False
-    return choice.text is None and reply.status != "incomplete"
+        return None
+    return said if choice.text is None and reply.status != "incomplete" else None
 
 
 class StreamedReply:

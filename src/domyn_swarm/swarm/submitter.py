@@ -75,7 +75,7 @@ class JobSubmitter:
         if request.down_after:
             check_down_after(swarm)
         spec, paths = self._spec(request, swarm)
-        handle = self._start(spec, paths, swarm, request.external_id)
+        handle = self._start(spec, paths, swarm, request.external_id, begun=False)
         if request.down_after and swarm is not None:
             end_after(swarm, handle)
         return handle
@@ -156,18 +156,18 @@ class JobSubmitter:
         changed = changes.of(known.resources)
         paths = JobPaths(home() / "jobs" / job_id) if swarm is None else swarm.paths.job(job_id)
         spec = JobSpec.model_validate({**known.model_dump(), **changed, **where, **again})
-        return self._start(spec, paths, swarm, record.external_id)
+        return self._start(spec, paths, swarm, record.external_id, begun=True)
 
     def _start(
-        self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, external_id: str | None
+        self, spec: JobSpec, paths: JobPaths, swarm: LiveSwarm | None, name: str | None, begun: bool
     ) -> JobHandle:
         from domyn_swarm.batch.input.file_facts import InputFacts
         from domyn_swarm.jobs.preparation import check_submitted
 
         facts = InputFacts()
-        answers = check_submitted(spec, facts)
+        answers = check_submitted(spec, facts, begun=begun)
         check = check_others(spec.output, answers, self._store.jobs(), self.refresh)
-        record, compute = self._checked_compute(spec, paths, swarm, external_id)
+        record, compute = self._checked_compute(spec, paths, swarm, name)
         with before_submission(paths):
             private_dir(paths.root)
             keep_key(spec, paths)

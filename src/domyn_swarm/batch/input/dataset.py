@@ -20,6 +20,7 @@ from domyn_swarm.batch.input.file_facts import (
     common_schema,
 )
 from domyn_swarm.batch.input.input_files import InputFile
+from domyn_swarm.batch.times import unknown_zone
 from domyn_swarm.errors import InvalidInput
 
 BATCH_ROWS = 2048
@@ -62,10 +63,11 @@ class Dataset(Protocol):
 
 
 def check_columns(dataset: Dataset, columns: Sequence[str], what: str) -> None:
-    """Refuse columns that the input does not have.
+    """Refuse columns that the input does not have, and times that nobody can tell.
 
     Raises:
-        InvalidInput: names the missing ones, what may be meant, and those that are there.
+        InvalidInput: names the missing ones, what may be meant, and those that are there; or one
+            whose times are of a zone that is not known.
     """
     missing = [name for name in columns if name not in dataset.schema.names]
     if missing:
@@ -76,6 +78,14 @@ def check_columns(dataset: Dataset, columns: Sequence[str], what: str) -> None:
             f"The input has no column {', '.join(map(repr, missing))} ({what}).",
             hint=f"{meant}It has: {', '.join(there)}.",
         )
+    for field in dataset.schema:
+        zone = unknown_zone(field.type) if field.name in columns else None
+        if zone is not None:
+            raise InvalidInput(
+                f"The times in the column {field.name!r} are of the time zone {zone!r}, which "
+                "nobody knows here.",
+                hint="Give the column a zone such as Europe/Rome or +02:00, or make it text.",
+            )
 
 
 class TableDataset(Dataset):

@@ -1,6 +1,4 @@
-"""The files that an input names: a path or URL, a folder, a glob, or brace ranges; and the file
-systems behind URLs.
-"""
+"""The files that an input names: a path or URL, a folder, a glob, or brace ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import glob
 import gzip
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,69 +17,9 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 from typing_extensions import override
 
+from domyn_swarm.batch.input.file_systems import HTTP, is_there, reaching
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.logs import get_logger
-
-_OURS = ("domyn_swarm", "pyarrow", "pydantic", "pydantic_core", "msgspec", "numpy")
-
-
-@contextlib.contextmanager
-def reaching(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system of a URL, and the path in it.
-
-    Raises:
-        InvalidInput: there is no such protocol, a package that it needs is missing (it is named),
-            or the file system could not be reached or refused something within the context. Other
-            exceptions have nothing to do with addresses and credentials, and pass.
-    """
-    system, path = _file_system(url)
-    try:
-        yield system, path
-    except Exception as error:
-        if not _of_file_system(error):
-            raise
-        raise _unreachable(url, error) from error
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise InvalidInput(f"{url}: {error}", hint=_installing(url.partition("://")[0])) from error
-    except ValueError as error:
-        raise InvalidInput(f"{url}: {error}.") from error
-    except Exception as error:  # only the file system's code runs there
-        raise _unreachable(url, error) from error
-    return system, str(path)
-
-
-def _of_file_system(error: Exception) -> bool:
-    """Whether an exception is a file system's report on a request: an error of the operating
-    system, or an error of its library (`botocore`, `aiohttp`, `google.auth`, …), of which there are
-    many. Python's own other exceptions, such as TypeError, are bugs.
-    """
-    package = type(error).__module__.partition(".")[0]
-    foreign = package not in _OURS and package not in sys.stdlib_module_names
-    return isinstance(error, OSError) or foreign
-
-
-def _unreachable(url: str, error: Exception) -> InvalidInput:
-    return InvalidInput(
-        f"{url} cannot be reached: {str(error).splitlines()[0] if str(error) else error!r}",
-        hint="Check the address and your credentials for it.",
-    )
-
-
-def _installing(protocol: str) -> str:
-    from fsspec.registry import known_implementations
-
-    package = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
-    if package in {"", "fsspec"}:
-        return f"Install what {protocol}:// needs, here and where the job runs."
-    return f"pip install {package}, here and where the job runs"
-
 
 _log = get_logger(__name__)
 
@@ -307,7 +244,7 @@ def _found(source: str, recursive: bool) -> list[InputFile]:
 def _found_elsewhere(source: str, recursive: bool) -> list[InputFile]:
     protocol = source.partition("://")[0]
     with reaching(source) as (system, path):
-        if protocol not in {"http", "https"} and system.isdir(path):
+        if protocol not in HTTP and system.isdir(path):
             folder = _Folder(source, recursive)
             listed = system.find(path, detail=True).values() if recursive else system.ls(path)
             for one in sorted(listed, key=lambda found: str(found["name"])):
@@ -317,7 +254,7 @@ def _found_elsewhere(source: str, recursive: bool) -> list[InputFile]:
                 elif inside:
                     folder.add_folder(inside)
             return folder.chosen()
-        if system.exists(path):
+        if is_there(system, path, protocol):
             return [InputFile(path, system, _protocol_of(path, protocol))]
         names = sorted(system.glob(path)) if glob.has_magic(path) else []
         return [InputFile(str(name), system, protocol) for name in names]

@@ -246,7 +246,9 @@ def _mistake(line: bytes, error: Exception) -> str:
     constants: list[str] = []
     try:
         json.loads(line, parse_constant=constants.append)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as other:
+        if "4300 digits" in str(other):  # Python's own limit
+            return "a whole number has more than 4,300 digits"
         return f"{constants[0]} is no JSON" if constants else str(error)
     if constants:
         return f"{constants[0]} is no number of JSON"

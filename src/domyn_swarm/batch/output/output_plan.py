@@ -16,6 +16,7 @@ from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.checkpoint.job_store import input_key
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.file_facts import InputFacts
+from domyn_swarm.batch.input.file_systems import is_there, reaching
 from domyn_swarm.batch.input.input_files import is_read_of
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.input.text_dataset import is_csv, row_column_of, text_bytes
@@ -29,6 +30,9 @@ from domyn_swarm.batch.output.row_join import KeptColumns, OutputRows
 from domyn_swarm.batch.output.schema import OutputSchema
 from domyn_swarm.batch.output.text_forms import FORMS, JsonLines, TextForm
 from domyn_swarm.errors import InvalidInput
+from domyn_swarm.logs import get_logger
+
+_log = get_logger(__name__)
 
 _SAMPLED = 16  # rows that are written in the check before the first request
 
@@ -109,8 +113,9 @@ class OutputPlan:
         text = [name for name in cells if dataset.schema.field(name).type == pa.string()]
         return OutputRows(dataset, self.keys, kept, self.schema, index, limit, text)
 
-    def check(self, dataset: Dataset, limit: int | None = None) -> None:
-        """Refuse an output that cannot be written, before the first request.
+    def check(self, dataset: Dataset, limit: int | None = None, *, begun: bool = False) -> None:
+        """Refuse an output that cannot be written, before the first request. `begun`: the job has
+        been submitted before, and has answers that were paid for.
 
         Raises:
             InvalidInput: an output column has the name of a kept input column, the path's kind is
@@ -131,11 +136,7 @@ class OutputPlan:
                 hint="Choose another --output: its columns are the input's and the answers.",
             )
         if is_read_of(self.input_path, self._first_file, recursive=self.recursive):
-            raise InvalidInput(
-                f"The output {self.target} lies in the input {self.input_path}: its rows would be "
-                "asked by the next run.",
-                hint="Choose another folder for it.",
-            )
+            self._check_inside(begun=begun)
         if self.infer_types and not (self.has_types and is_csv(dataset)):
             raise InvalidInput(
                 "--infer-types is for CSV that becomes Parquet.",
@@ -144,6 +145,21 @@ class OutputPlan:
         self.check_names(dataset)
         self.place.check(self._least_bytes(dataset, limit))
         self._try_writing(dataset)
+
+    def _check_inside(self, *, begun: bool) -> None:
+        """Refuse an output that lies in the input. As long as it is not written, a job that earlier
+        versions took may go on: its rows are those that it began with.
+        """
+        told = f"The output {self.target} lies in the input {self.input_path}: its rows "
+        if not begun:
+            raise InvalidInput(
+                f"{told}would be asked by the next run.", hint="Choose another folder for it."
+            )
+        if _is_written(self._first_file):
+            raise InvalidInput(
+                f"{told}would be asked, too.", hint="Move it to another folder, with its manifest."
+            )
+        _log.warning("%swill be asked by the next run: move it to another folder then", told)
 
     def check_names(self, dataset: Dataset) -> None:
         """Refuse duplicate columns.
@@ -244,3 +260,11 @@ class OutputPlan:
             return raw, {}
         schema, reasons = for_parquet(types.settled(raw))
         return schema, {**types.reasons, **reasons}
+
+
+def _is_written(file: str) -> bool:
+    """Whether there is a file, here or behind a URL."""
+    if "://" not in file:
+        return Path(file).exists()
+    with reaching(file) as (system, path):
+        return is_there(system, path, file.partition("://")[0])

@@ -18,7 +18,8 @@ from typing import Any
 from typing_extensions import override
 
 from domyn_swarm.batch.input.file_facts import InputFacts
-from domyn_swarm.batch.input.input_files import InputFile, reaching
+from domyn_swarm.batch.input.file_systems import reaching
+from domyn_swarm.batch.input.input_files import InputFile
 from domyn_swarm.batch.output.manifest import MANIFEST_NAME, Manifest, manifest_path
 from domyn_swarm.batch.output.output_files import (
     OutputPlace,

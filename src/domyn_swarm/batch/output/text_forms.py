@@ -20,17 +20,16 @@ from typing_extensions import override
 
 from domyn_swarm.batch.column_values import (
     array,
-    has_far_years,
     is_json,
     json_texts,
     json_values,
     python_values,
     raw_json,
-    time_texts,
 )
 from domyn_swarm.batch.input.dataset import Dataset, ParquetDataset
 from domyn_swarm.batch.input.input_files import InputFile
 from domyn_swarm.batch.input.text_dataset import TextDataset
+from domyn_swarm.batch.times import has_far_years, in_known_zone, time_texts
 from domyn_swarm.errors import InvalidInput
 
 _CHUNK_BYTES = 1 << 20
@@ -221,7 +220,7 @@ def _csv_column(column: pa.Array) -> pa.Array:
     """A column in the form that the writer of CSV accepts."""
     if _is_odd(column.type):
         return _as_text(column)
-    return time_texts(column) if has_far_years(column) else column
+    return time_texts(column) if has_far_years(column) else in_known_zone(column)
 
 
 def _is_odd(kind: pa.DataType) -> bool:
@@ -246,7 +245,7 @@ def _text(value: Any) -> str | None:  # noqa: ANN401 - a value of a column
 def _printable(column: pa.Array) -> pa.Array:
     """Times in nanoseconds as text: Python's own times would lose digits."""
     fine = pa.types.is_timestamp(column.type) and column.type.unit == "ns"
-    return column.cast(pa.string()) if fine else column
+    return time_texts(column) if fine else column
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from domyn_swarm.jobs.builtin.responses import (
     Choice,
     Embedding,
     choices,
-    completion,
+    continuations,
     decoded,
     embeddings,
     vector,
@@ -24,6 +24,7 @@ from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.errors import NOT_IMPLEMENTED, BackPressure, BadReply, RequestError
 from domyn_swarm.net.openai import CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH
 from domyn_swarm.net.parameters import COMPLETIONS, EMBEDDINGS
+from domyn_swarm.net.replies import words_of
 
 
 class ChatCompletionJob(PromptedJob):
@@ -56,7 +57,10 @@ class ChatCompletionJob(PromptedJob):
         columns = self.columns_of(item)
         body = self.body(columns)
         body["messages"] = self.messages(columns)
-        message = choices(await self.client.transport.post(CHAT_PATH, body))[0].message
+        reply = await self.client.transport.post(CHAT_PATH, body)
+        if not self.parse_reasoning and (said := words_of(reply)) is not None:
+            return said
+        message = choices(reply)[0].message
         return (message.answer, message.thoughts) if self.parse_reasoning else message.answer
 
 
@@ -181,8 +185,8 @@ class CompletionJob(PromptedJob):
         if not isinstance(asked, str):
             raise ValueError(f"the prompt is {type(asked).__name__}, not text")
         body = {**self.body(columns), "prompt": asked}
-        found = decoded(completion, await self.client.transport.post(COMPLETIONS_PATH, body))
-        return found.choices[0].text
+        found = continuations(await self.client.transport.post(COMPLETIONS_PATH, body))
+        return found[0].text
 
     @override
     def check(self) -> None:

@@ -10,6 +10,7 @@ from typing_extensions import override
 from domyn_swarm.errors import ConfigError, InvalidInput
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.builtin.prompts import PromptTemplate
+from domyn_swarm.jobs.builtin.render_limits import TooMuch
 from domyn_swarm.jobs.keywords import OutputKeywords
 from domyn_swarm.jobs.naming import BODY, check_class_parameters, check_parameters
 from domyn_swarm.model import ReplyVerdict
@@ -121,6 +122,39 @@ class PromptedJob(SwarmJob):
                     f"param_columns takes {name} from the column {column!r}, which is missing.",
                     hint=f"The input has: {', '.join(there)}.",
                 )
+
+    @override
+    def check_items(self, items: Sequence[Any]) -> None:
+        """See `SwarmJob.check_items`: here a template does too much."""
+        why = None
+        for item in items:
+            try:
+                self._render(self.columns_of(item))
+            except TooMuch as error:
+                why = str(error)
+            else:
+                return
+        if why is not None:
+            raise ConfigError(
+                f"{why[:1].upper()}{why[1:]}: it cannot be made of any of the first rows.",
+                hint="A loop inside another one, or text that is repeated, makes more than it "
+                "looks.",
+            )
+
+    def _render(self, columns: Mapping[str, Any]) -> None:
+        """Make what the templates make of a row; what only that row has wrong is its error later.
+
+        Raises:
+            TooMuch: more than a prompt needs.
+        """
+        for template in (self.prompt, self.system):
+            try:
+                if template is not None:
+                    template.render(columns)
+            except TooMuch:
+                raise
+            except ValueError:
+                return
 
     @property
     @override

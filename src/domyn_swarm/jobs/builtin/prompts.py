@@ -7,35 +7,21 @@ are no functions, no methods and no attributes; filters and tests take their pla
 from __future__ import annotations
 
 import difflib
-import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, meta, nodes
-from jinja2.filters import FILTERS, make_attrgetter
-from jinja2.runtime import LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import missing, pass_context, pass_environment
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.visitor import NodeTransformer
-from typing_extensions import override
 
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.jobs.builtin.row_text import NullInPrompt, json_of, literal, text_of, without_nan
+from domyn_swarm.jobs.builtin.render_limits import STEP_CHARACTERS, TooMuch, Work, rendering
+from domyn_swarm.jobs.builtin.row_language import LITERAL, MADE, STEP, rows
+from domyn_swarm.jobs.builtin.row_text import NullInPrompt, without_nan
 
 _ROW = "row"
 _SIGNS = {"'end of print statement'": "}}", "'end of statement block'": "%}"}  # as they are typed
-_LITERAL = "=literal"  # a filter whose name no template can contain
-_OF_TEXT = (
-    *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
-    *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount"),
-    "wordwrap",
-)
-"""Jinja's filters that convert their value to text."""
-_OF_VALUES = ("filesizeformat", "float", "int", "urlencode")
-"""Filters that would treat a null as a value."""
-_OF_PYTHON = ("attr", "pprint", "xmlattr")
 _INSTEAD = {
     "items": "items",
     "strip": "trim",
@@ -46,122 +32,6 @@ _INSTEAD = {
 """Filters instead of methods that have another name."""
 _OTHER_TEMPLATES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 _NAMED = re.compile(r"\{\{\s*(\w[\w .:/#&-]*?)\s*\}\}")
-
-
-class _Missing(StrictUndefined):
-    """A missing column or field; the message names it in terms of rows."""
-
-    @property
-    @override
-    def _undefined_message(self) -> str:
-        name, inside = self._undefined_name, self._undefined_obj
-        if inside is missing or inside is None:
-            return super()._undefined_message
-        if isinstance(inside, dict):
-            return f"an object has no {name!r}; it has: {', '.join(map(str, inside)) or 'nothing'}"
-        kinds: dict[type, str] = {str: "text", list: "a list"}
-        kind = kinds.get(type(inside), f"a {type(inside).__name__}")
-        return f"{kind} has no {name!r}"
-
-
-class _Rows(ImmutableSandboxedEnvironment):
-    """Jinja with the values of rows: items instead of attributes."""
-
-    intercepted_binops = frozenset({"%"})
-
-    @override
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        """An item of an object or a list."""
-        try:
-            return obj[argument]
-        except (TypeError, LookupError):
-            return self.undefined(obj=obj, name=argument)
-
-    @override
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """The same; only loops and groups have attributes."""
-        if isinstance(obj, LoopContext) or attribute in getattr(obj, "_fields", ()):
-            return super().getattr(obj, attribute)
-        return self.getitem(obj, attribute)
-
-    @override
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`%` after text formats values into it."""
-        if isinstance(left, str):
-            return _format(left, *(right if isinstance(right, tuple) else (right,)))
-        return super().call_binop(context, operator, left, right)
-
-
-def _shown(value: Any) -> str:  # noqa: ANN401 - a value of a template
-    """The text of a value, see `text_of`; an undefined value raises its error."""
-    return str(value) if isinstance(value, Undefined) else text_of(value)
-
-
-def _given(value: Any) -> Any:  # noqa: ANN401 - a filter's argument
-    if value is None:
-        raise NullInPrompt("a value in the prompt is null")
-    return value
-
-
-def _taking(name: str, first: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A filter of Jinja's whose value is passed through `first`, and is not null."""
-    inner = FILTERS[name]
-    at = int(hasattr(inner, "jinja_pass_arg"))
-
-    @functools.wraps(inner)
-    def taking(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - see Jinja
-        rest = map(_given, args[at + 1 :])
-        return inner(*args[:at], first(args[at]), *rest, **kwargs)
-
-    return taking
-
-
-def _format(text: str, *args: Any, **named: Any) -> str:
-    def shown(value: Any) -> Any:  # noqa: ANN401 - a value
-        return value if type(value) is int or isinstance(value, float) else _shown(value)
-
-    return text % ({name: shown(one) for name, one in named.items()} or tuple(map(shown, args)))
-
-
-def _default(value: Any, other: Any = "", falsy: bool = False) -> Any:  # noqa: ANN401 - Jinja's
-    """A default for a value that is null or missing; with `falsy` for an empty one, too."""
-    absent = isinstance(value, Undefined) or value is None
-    return other if absent or (falsy and not value) else value
-
-
-@pass_environment
-def _join(env: _Rows, values: Iterable[Any], between: str = "", attribute: Any = None) -> str:  # noqa: ANN401 - Jinja's
-    inner = values if attribute is None else map(make_attrgetter(env, attribute), values)
-    return _shown(between).join(map(_shown, inner))
-
-
-@pass_context  # Jinja evaluates constant expressions itself, and would write them as plain lists
-def _literal(_context: Any, value: Any) -> Any:  # noqa: ANN401 - Jinja's
-    return literal(value)
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:  # noqa: ANN401 - a value
-    text = json_of(value)
-    return text if indent is None else msgspec.json.format(text, indent=indent)
-
-
-def _environment() -> _Rows:
-    env = _Rows(
-        undefined=_Missing,
-        finalize=_shown,
-        keep_trailing_newline=True,
-        autoescape=False,  # prompts are text, not HTML
-    )
-    env.globals.clear()
-    env.filters = {name: one for name, one in FILTERS.items() if name not in _OF_PYTHON}
-    env.filters |= {name: _taking(name, _shown) for name in _OF_TEXT}
-    env.filters |= {name: _taking(name, _given) for name in _OF_VALUES}
-    env.filters |= {"default": _default, "d": _default, "join": _join, "string": _shown}
-    env.filters |= {"format": _format, "tojson": _tojson, _LITERAL: _literal}
-    return env
-
-
-_rows = _environment()
 
 
 class _Columns(NodeTransformer):
@@ -192,7 +62,29 @@ class _Columns(NodeTransformer):
         """`a ~ b`."""
         self.generic_visit(node)
         texts = [nodes.Filter(one, "string", [], [], None, None) for one in node.nodes]
-        return nodes.Concat(texts, lineno=node.lineno)
+        joined = nodes.Concat(texts, lineno=node.lineno)
+        return nodes.Filter(joined, MADE, [], [], None, None, lineno=node.lineno)
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`{% for %}`."""
+        return self._counted(node)
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`{% macro %}`."""
+        return self._counted(node)
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802 - Jinja's
+        """`{% call %}`."""
+        return self._counted(node)
+
+    def _counted(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
+        """What may be done again and again, beginning with a step that is counted."""
+        own = sum(len(one.data) for one in node.find_all(nodes.TemplateData))
+        self.generic_visit(node)
+        cost = nodes.Const(STEP_CHARACTERS + own)
+        step = nodes.Filter(cost, STEP, [], [], None, None, lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno))
+        return node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802 - Jinja's
         """`[a, b]`."""
@@ -208,7 +100,7 @@ class _Columns(NodeTransformer):
 
     def _literal(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)
-        return nodes.Filter(node, _LITERAL, [], [], None, None, lineno=node.lineno)
+        return nodes.Filter(node, LITERAL, [], [], None, None, lineno=node.lineno)
 
     def _column(self, node: nodes.Node, inside: nodes.Expr, name: Any) -> nodes.Node:  # noqa: ANN401 - a constant
         of_row = self._whole and isinstance(inside, nodes.Name) and inside.name == _ROW
@@ -240,7 +132,7 @@ class PromptTemplate:
         self.text = text
         self._what = what
         try:
-            tree = _rows.parse(text)
+            tree = rows.parse(text)
             _check(tree, what)
             self.columns = self._compiled(tree)
         except TemplateSyntaxError as error:
@@ -251,6 +143,11 @@ class PromptTemplate:
                 f"The {what} template is wrong in line {error.lineno}: {why}.",
                 hint=_spelling(text.splitlines()[error.lineno - 1 : error.lineno]),
             ) from error
+        except RecursionError:
+            raise ConfigError(
+                f"The {what} template is nested too deep.",
+                hint="Write long expressions in parts: {% set part = … %}.",
+            ) from None
 
     def _compiled(self, tree: nodes.Template) -> tuple[str, ...]:
         """Compile the template from its tree; returns the columns that it names."""
@@ -263,9 +160,9 @@ class PromptTemplate:
             )
         self._row = next(name for name in _unlike(_ROW) if name not in used | own)
         columns = _Columns(self._row, whole=_ROW in used)
-        tree = columns.visit(_rows.parse(self.text))  # the search has evaluated lists to constants
-        tree.set_environment(_rows)
-        self._template = _rows.from_string(tree)
+        tree = columns.visit(rows.parse(self.text))  # the search has evaluated lists to constants
+        tree.set_environment(rows)
+        self._template = rows.from_string(tree)
         used = meta.find_undeclared_variables(tree) - {self._row}
         return tuple(sorted(used | columns.named))
 
@@ -298,9 +195,11 @@ class PromptTemplate:
         """The text of one row.
 
         Raises:
+            TooMuch: the template does more for the row than any prompt needs; a row error.
             ValueError: a column is null or has no text form; a row error.
         """
         values = {name: without_nan(columns[name]) for name in self.columns}
+        before = rendering.set(Work(values))
         try:
             return self._template.render({**values, self._row: values})
         except NullInPrompt as error:
@@ -308,8 +207,12 @@ class PromptTemplate:
             which = f" ({', '.join(null)})" if null else ""
             hint = "`{{ column or '' }}` or `{{ column | default('…') }}` would allow it"
             raise ValueError(f"{error}{which}; {hint}") from error
+        except TooMuch as error:
+            raise TooMuch(f"the {self._what} template makes {error}") from error
         except (TemplateError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
             raise ValueError(f"the prompt cannot be made: {error}") from error
+        finally:
+            rendering.reset(before)
 
 
 def _check(tree: nodes.Template, what: str) -> None:
@@ -343,7 +246,7 @@ def _called(called: nodes.Expr) -> str:
 
 def _filter_instead(called: nodes.Expr) -> str:
     name = _called(called)
-    instead = _INSTEAD.get(name, name if name in _rows.filters else "")
+    instead = _INSTEAD.get(name, name if name in rows.filters else "")
     written = f"write {{{{ value | {instead} }}}}" if instead else "as in {{ text | upper }}"
     return f"Use a filter: {written}."
 

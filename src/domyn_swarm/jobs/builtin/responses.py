@@ -11,6 +11,7 @@ import msgspec
 from domyn_swarm.net.errors import NOT_JSON, BadReply
 
 _Reply = TypeVar("_Reply")
+_Indexed = TypeVar("_Indexed", "Choice", "Text")
 
 _TEXTS = frozenset({"text", "output_text"})
 _THINKING = frozenset({"thinking", "reasoning"})
@@ -72,6 +73,7 @@ class Choice(msgspec.Struct, gc=False):
     """One answer."""
 
     message: Message
+    index: Any = None
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
 
@@ -86,6 +88,7 @@ class Text(msgspec.Struct, gc=False):
     """One continuation."""
 
     text: str
+    index: Any = None
 
 
 class Completion(msgspec.Struct, gc=False):
@@ -135,12 +138,27 @@ def decoded(
 
 
 def choices(body: bytes | memoryview) -> list[Choice]:
-    """The answers of a chat completion, at least one.
+    """The answers of a chat completion, at least one, in the order that their indexes say.
 
     Raises:
         BadReply: they do not follow the API.
     """
-    return decoded(chat, body).choices
+    return in_order(decoded(chat, body).choices)
+
+
+def continuations(body: bytes | memoryview) -> list[Text]:
+    """The same of a completion."""
+    return in_order(decoded(completion, body).choices)
+
+
+def in_order(found: list[_Indexed]) -> list[_Indexed]:
+    """Choices by their indexes; where these name no order, as they came."""
+    if len(found) < 2:  # by far the commonest
+        return found
+    places: list[Any] = [one.index for one in found]
+    if not all(type(place) is int for place in places) or len({*places}) < len(places):
+        return found
+    return sorted(found, key=lambda one: int(one.index))
 
 
 def _joined(parts: list[dict[str, Any]]) -> str | None:

@@ -23,27 +23,45 @@ class NullInPrompt(ValueError):
 class LiteralList(list[Any]):
     """A list that a template itself contains; nulls are written as JSON only in lists of a row."""
 
+    weight = 1
+
     @override
     def __add__(self, other: list[Any]) -> list[Any]:
         both = super().__add__(other)
-        return LiteralList(both) if isinstance(other, LiteralList) else both
+        if not isinstance(other, LiteralList):
+            return both
+        made = LiteralList(both)
+        made.weight = self.weight + other.weight
+        return made
 
 
 class LiteralTuple(tuple[Any, ...]):
     """The same for tuples."""
 
-    __slots__ = ()
+    weight = 1
 
 
 class LiteralDict(dict[Any, Any]):
     """The same for objects."""
 
+    weight = 1
 
-def literal(value: Any) -> Any:  # noqa: ANN401 - what a template makes
-    """The same value, marked as the template's own."""
+
+_Literal = LiteralList | LiteralTuple | LiteralDict
+
+
+def literal(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> _Literal:
+    """The same value, marked as the template's own; its `weight` is how many values are shown for
+    it, those of lists in it included, however often it has the same one.
+    """
+    made: _Literal
     if isinstance(value, dict):
-        return LiteralDict(value)
-    return LiteralTuple(value) if isinstance(value, tuple) else LiteralList(value)
+        made = LiteralDict(value)
+    else:
+        made = LiteralTuple(value) if isinstance(value, tuple) else LiteralList(value)
+    inside = made.values() if isinstance(made, LiteralDict) else made
+    made.weight = 1 + sum(one.weight if isinstance(one, _Literal) else 1 for one in inside)
+    return made
 
 
 def without_nan(value: Any) -> Any:  # noqa: ANN401 - a row's value
@@ -82,7 +100,7 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - a row's value, or what a templ
 
 def _check_literal(value: Any) -> None:  # noqa: ANN401 - a value of a template
     """Refuse a null column in a list or an object that the template makes of columns."""
-    if not isinstance(value, LiteralList | LiteralTuple | LiteralDict):
+    if not isinstance(value, _Literal):
         return
     for one in value.values() if isinstance(value, dict) else value:
         if one is None:
@@ -109,8 +127,6 @@ def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
         return {str(name): _as_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_as_json(one) for one in value]
-    if isinstance(value, float) and math.isinf(value):
-        raise ValueError("JSON has no infinite numbers, and a prompt shows lists as JSON")
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     return str(value) if isinstance(value, dt.timedelta) else msgspec.Raw(text_of(value).encode())
@@ -122,7 +138,10 @@ def _number(value: float) -> str:
     """
     if math.isnan(value):
         raise NullInPrompt("a value in the prompt is null")
-    return str(value)
+    text = str(value)
+    if text.endswith("inf"):  # a number that is too large but was written is what was written
+        raise ValueError("an infinite number cannot stand in a prompt")
+    return text
 
 
 def _refusal(value: Any) -> ValueError:  # noqa: ANN401 - whatever it is

@@ -1,14 +1,12 @@
-"""`StructuredOutputJob`: answers of a given shape, as typed columns; and the extraction of JSON
-from a model's text.
-"""
+"""`StructuredOutputJob`: answers of a given shape, as typed columns."""
 
 from __future__ import annotations
 
+import functools
 import json
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
-from typing import Any, Literal, TypeVar, Unpack
+from typing import Any, Literal, Unpack
 
 from pydantic import BaseModel, ValidationError, create_model
 from typing_extensions import override
@@ -16,101 +14,13 @@ from typing_extensions import override
 from domyn_swarm.batch.outcomes.rows import set_aside_replies
 from domyn_swarm.batch.output.schema import Declared, OutputMismatch, annotation_of, reasons
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.jobs.builtin.json_answers import SeveralAnswers, found_answer, validated
 from domyn_swarm.jobs.builtin.prompted import PromptedJob
 from domyn_swarm.jobs.builtin.responses import choices
 from domyn_swarm.jobs.keywords import ShapedPromptKeywords
 from domyn_swarm.model import ReplyVerdict
 from domyn_swarm.net.openai import CHAT_PATH
-from domyn_swarm.net.replies import read_reply
-
-_Answer = TypeVar("_Answer")
-
-_THOUGHTS = r"think(?:ing)?|thought|reason(?:ing)?|reflection"
-_THOUGHT_ENDS = re.compile(rf"</(?:{_THOUGHTS})>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.I)
-_THOUGHT_BEGINS = re.compile(rf"<(?:{_THOUGHTS})>|\[THINK\]|<\|channel\|>analysis", re.I)
-_END_TOKEN = re.compile(r"(?:<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>|\[/?INST\])\s*\Z")
-_END_TOKEN_CHARACTERS = 80
-_FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)```", re.DOTALL)
-_BEGINS = re.compile(r"[{\[]")
-_MOST_BEGINNINGS = 1000  # in texts with many braces
-
-_decode = json.JSONDecoder().raw_decode
-
-
-class SeveralAnswers(ValueError):
-    """A text holds different answers of the required shape, and does not show which one counts."""
-
-
-def found_answer(text: str, validate: Callable[[str], _Answer], *, cut: bool) -> _Answer:
-    """The only answer of the required shape in a text.
-
-    Args:
-        text: the model's whole text.
-        validate: makes the answer from JSON text.
-        cut: the text was cut off: then the JSON must be all of it, since the missing part might
-            have
-            contained another answer.
-
-    Raises:
-        ValidationError: no JSON in it has the shape; the error of the likeliest.
-        SeveralAnswers: the text has different ones.
-    """
-    try:
-        return validate(text)
-    except ValidationError as error:
-        likeliest = error
-    said = _said(text)
-    for candidates in ([said], _fenced(said, alone=cut), [] if cut else _embedded(said)):
-        found: list[_Answer] = []
-        for candidate in candidates:
-            try:
-                answer = validate(candidate)
-            except ValidationError as error:
-                likeliest = error if _is_no_json(likeliest) else likeliest
-            else:
-                found += [] if answer in found else [answer]
-        if len(found) > 1:
-            raise SeveralAnswers(f"it holds {len(found)} different answers")
-        if found:
-            return found[0]
-    raise likeliest
-
-
-def _is_no_json(error: ValidationError) -> bool:
-    return any(one["type"] == "json_invalid" for one in error.errors(include_url=False))
-
-
-def _said(text: str) -> str:
-    """A text without its thinking section and end tokens."""
-    *_, last = [0, *(one.end() for one in _THOUGHT_ENDS.finditer(text))]
-    said = text[last:]
-    begun = _THOUGHT_BEGINS.search(said)  # not closed: no answer follows
-    return _without_end_tokens(said if begun is None else said[: begun.start()]).strip()
-
-
-def _without_end_tokens(text: str) -> str:
-    while (end := _END_TOKEN.search(text[-_END_TOKEN_CHARACTERS:])) is not None:
-        text = text[: len(text) - len(end[0])].rstrip()
-    return text
-
-
-def _fenced(text: str, *, alone: bool) -> list[str]:
-    """The content of Markdown's fences. `alone`: of a fence that is the whole text."""
-    return [one[1] for one in _FENCE.finditer(text) if not alone or one[0] == text]
-
-
-def _embedded(text: str) -> Iterator[str]:
-    """Every outermost object and list in a text."""
-    at, beginnings = 0, 0
-    while (begin := _BEGINS.search(text, at)) is not None and beginnings < _MOST_BEGINNINGS:
-        beginnings += 1
-        try:
-            _, at = _decode(text, begin.start())
-        except (ValueError, RecursionError):
-            at = begin.start() + 1
-        else:
-            yield text[begin.start() : at]
-
+from domyn_swarm.net.replies import read_reply, words_of
 
 _AT_ONCE = {
     ReplyVerdict.CUT: "it was cut at its token limit: max_tokens is too small",
@@ -201,11 +111,10 @@ class StructuredOutputJob(PromptedJob):
         messages = [*self._instruction(), *self.messages(columns)]
         for repair in range(self.repairs + 1):
             reply = await self.client.transport.post(CHAT_PATH, {**body, "messages": messages})
-            ending = read_reply(CHAT_PATH, reply).ending
-            text = choices(reply)[0].message.text or ""
+            ending, text = _heard(reply)
             cut = ending in (ReplyVerdict.CUT, ReplyVerdict.REFUSED)
             try:
-                answer = found_answer(text, self.shape.model_validate_json, cut=cut)
+                answer = found_answer(text, functools.partial(validated, self.shape), cut=cut)
             except ValidationError as error:
                 why = reasons(error)
             except SeveralAnswers as error:
@@ -234,6 +143,14 @@ class StructuredOutputJob(PromptedJob):
             return []
         wanted = f"Answer with JSON alone that fits this schema:\n{json.dumps(self._schema)}"
         return [{"role": "system", "content": wanted}]
+
+
+def _heard(reply: bytes | memoryview) -> tuple[ReplyVerdict, str]:
+    """How a reply ended, and what it says."""
+    said = words_of(reply)
+    if said is not None:
+        return ReplyVerdict.COMPLETE, said
+    return read_reply(CHAT_PATH, reply).ending, choices(reply)[0].message.text or ""
 
 
 def _sent_back(text: str, why: str) -> list[dict[str, str]]:
