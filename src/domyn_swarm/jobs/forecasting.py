@@ -16,7 +16,7 @@ from domyn_swarm.batch.run.sampling import Sample, take_sample
 from domyn_swarm.errors import JobError, quantity
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.trial import Trial, TriedJob
-from domyn_swarm.model import Record
+from domyn_swarm.model import Record, TimeLeft
 
 LEAST_SAMPLE = 200
 _ROUNDS = 4  # rows of the sample for each that is in flight at once: fewer are all beginning or end
@@ -54,6 +54,19 @@ class JobForecast(TriedJob):
     completion_tokens_left: int | None
     choices: tuple[Choice, ...]  # by replicas; none: nothing is left, or too few were answered
     notes: tuple[str, ...]  # on what it rests
+
+    def __str__(self) -> str:
+        now = next((one for one in self.choices if one.replicas == self.replicas), None)
+        failed = f", {self.rows_failed} failed" if self.rows_failed else ""
+        time = ""
+        if now is not None:
+            left = TimeLeft(now.duration_s, now.duration_low_s, now.duration_high_s)
+            served = "" if now.replicas is None else f" with {quantity(now.replicas, 'replica')}"
+            time = f", which take {left}{served}"
+        return (
+            f"<forecast of {self.job}: {quantity(self.rows_asked, 'row')} asked{failed}; "
+            f"{self.rows_left} of {self.rows_total} left{time}>"
+        )
 
 
 @dataclass(frozen=True)
