@@ -7,7 +7,8 @@ ends a command is a bug: it is printed with a traceback, and the exit code is 70
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import TracebackType
@@ -191,6 +192,17 @@ def disk_error(error: OSError, place: object = None) -> JobError:
     """The error of a job whose disk, or whose operating system, refused an operation."""
     hint = "Check that disk and submit the same job again: finished rows are kept."
     return JobError(words_of(error, place), hint=hint)
+
+
+@contextmanager
+def words_alone() -> Iterator[None]:
+    """Have calls of Python raise a `SwarmError` without its causes and the frames in our code: its
+    words say all, and a notebook prints a page for those.
+    """
+    try:
+        yield
+    except SwarmError as error:
+        raise error.with_traceback(None) from None
 
 
 # -- Ctrl-C in Python ----------------------------------------------------------------------------

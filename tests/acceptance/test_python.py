@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import domyn_swarm
-from domyn_swarm import ChatCompletionJob, DomynLLMSwarm, SubmittedJob, SwarmJob, TemplateJob
+from domyn_swarm import (
+    ChatCompletionJob,
+    DomynLLMSwarm,
+    DomynLLMSwarmConfig,
+    SubmittedJob,
+    SwarmJob,
+    TemplateJob,
+)
 from domyn_swarm.errors import ConfigError, JobError, StateError
 from domyn_swarm.model import JobHandle
 from local_swarms import config
@@ -132,7 +139,7 @@ def test_a_preview_and_a_forecast_keep_what_the_job_then_does_not_ask(
     assert all(one.answer and one.answer["result"] for one in first.rows)
     assert (first.rows_asked, first.estimate.rows) == (2, 58)
     assert shown_in_a_notebook(first) == str(first)
-    assert str(first).endswith("2 rows, 2 of them asked now; 58 of 60 left>")
+    assert str(first) == "<preview of TemplateJob: 2 rows, 2 of them asked now; 58 of 60 left>"
 
     async def as_in_a_notebook() -> Any:  # a cell of which has a loop already
         return swarm.forecast(asked, sample=20, **paths)
@@ -256,6 +263,10 @@ def test_mistakes_with_a_swarm_are_named(swarm: DomynLLMSwarm, tmp_path: Path) -
     ):
         with pytest.raises(ConfigError, match=reason):
             wrong()
+    with pytest.raises(ConfigError, match="cannot be read") as refused:
+        DomynLLMSwarmConfig.read(tmp_path / "none.yaml")
+    assert refused.value.__suppress_context__
+    assert len(refused.traceback) <= 4  # a notebook prints each of them
     named = "domyn_swarm.jobs:CompletionJob"
     found = swarm.run(named, pa.table({"prompt": ["as text"]}), progress=False)
     assert found["result"].to_pylist()[0]

@@ -12,10 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml, load
-from domyn_swarm.config.backends import SlurmConfig, time_limit_s
+from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.pool import load_pool
 from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.sources import Layer, parse_yaml
+from domyn_swarm.config.units import time_limit_s
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.swarm.job_file import read_job
 

@@ -173,7 +173,7 @@ def rehearse(
 
 
 def _seconds(flag: str, text: str | None) -> float | None:
-    from domyn_swarm.config.backends import duration_s
+    from domyn_swarm.config.units import duration_s
 
     if text is None:
         return None

@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Unpack, get_type_hints, overload
 
-from pydantic import TypeAdapter, ValidationError
-
 from domyn_swarm.batch.output.schema import Declared
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
@@ -112,6 +110,8 @@ def _checked(function: Function, given: dict[str, Any]) -> dict[str, Any]:
 def _typed(job: str, name: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 - the user's
     if kind is None:
         return value
+    from pydantic import TypeAdapter, ValidationError  # here: most jobs are no functions
+
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

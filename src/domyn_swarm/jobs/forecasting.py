@@ -64,7 +64,7 @@ class JobForecast(TriedJob):
             served = "" if now.replicas is None else f" with {quantity(now.replicas, 'replica')}"
             time = f", which take {left}{served}"
         return (
-            f"<forecast of {self.job}: {quantity(self.rows_asked, 'row')} asked{failed}; "
+            f"<forecast of {self.label}: {quantity(self.rows_asked, 'row')} asked{failed}; "
             f"{self.rows_left} of {self.rows_total} left{time}>"
         )
 

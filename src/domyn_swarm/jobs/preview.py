@@ -48,9 +48,10 @@ class Preview(TriedJob):
     def __str__(self) -> str:
         failed = sum(one.error is not None for one in self.rows)
         said = f", {failed} failed" if failed else ""
+        shown = quantity(len(self.rows), "row")
         return (
-            f"<preview of {self.job}: {quantity(len(self.rows), 'row')}, {self.rows_asked} of them "
-            f"asked now{said}; {self.estimate.rows} of {self.rows_total} left>"
+            f"<preview of {self.label}: {shown}, {self.rows_asked} of them asked now{said}; "
+            f"{self.estimate.rows} of {self.rows_total} left>"
         )
 
 

@@ -40,6 +40,11 @@ class TriedJob(Record):
     rows_total: int
     rows_settled: int | None  # of them, in the job's checkpoint; None: too many to count here
 
+    @property
+    def label(self) -> str:
+        """The job's class alone."""
+        return self.job.rpartition(":")[2]
+
 
 @dataclass(frozen=True)
 class Trial:

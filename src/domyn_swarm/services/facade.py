@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from domyn_swarm.config import DomynLLMSwarmConfig, swarm_name
-from domyn_swarm.errors import JobError, StateError, interrupted
+from domyn_swarm.errors import JobError, StateError, interrupted, words_alone
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.arguments import check_rows, config_given, request_given
 from domyn_swarm.services.submitted_job import SubmittedJob, followed
@@ -66,6 +66,7 @@ class DomynLLMSwarm:
         found._swarm = found._lifecycle.attach(name)
         return found
 
+    @words_alone()
     def up(self) -> Self:
         """Bring it up, or take the one of its name and configuration that is up or coming up, and
         return once it answers. It stays up until `down`, also when this process ends.
@@ -206,6 +207,7 @@ class DomynLLMSwarm:
         job = job_given(job)
         return run(job, data, Endpoint(swarm_access(self._live)), settings_of({**settings}))
 
+    @words_alone()
     def preview(
         self,
         job: SwarmJob | str,
@@ -236,6 +238,7 @@ class DomynLLMSwarm:
         request = request_given(job, input_path, output_path, options)
         return self._tried(request, lambda jobs, ours, say: jobs.preview(ours, say, rows=rows))
 
+    @words_alone()
     def forecast(
         self,
         job: SwarmJob | str,
@@ -278,15 +281,19 @@ class DomynLLMSwarm:
         from domyn_swarm.jobs.progress_display import progress_display
         from domyn_swarm.services.jobs import JobService
 
+        def say(text: str) -> None:
+            progress_display(shown=True).notice(text)  # which a notebook gives room at once
+
         mine = request.model_copy(update={"swarm": self.name})
         try:
-            return ask(JobService(self._store), mine, progress_display(shown=True).notice)
+            return ask(JobService(self._store), mine, say)
         except KeyboardInterrupt:
             raise interrupted(
                 "Interrupted: what was answered is kept, and no job was submitted. "
                 "The same call asks only the rest."
             ) from None
 
+    @words_alone()
     def submit_job(
         self,
         job: SwarmJob | str,
