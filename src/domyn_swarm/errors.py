@@ -7,8 +7,8 @@ ends a command is a bug: it is printed with a traceback, and the exit code is 70
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import TracebackType
@@ -194,15 +194,23 @@ def disk_error(error: OSError, place: object = None) -> JobError:
     return JobError(words_of(error, place), hint=hint)
 
 
-@contextmanager
-def words_alone() -> Iterator[None]:
-    """Have calls of Python raise a `SwarmError` without its causes and the frames in our code: its
+class WordsAlone(ContextDecorator):
+    """Has calls of Python raise a `SwarmError` without its causes and the frames in our code: its
     words say all, and a notebook prints a page for those.
     """
-    try:
-        yield
-    except SwarmError as error:
-        raise error.with_traceback(None) from None
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raise a `SwarmError` anew."""
+        if isinstance(error, SwarmError):
+            raise error.with_traceback(None) from None
 
 
 # -- Ctrl-C in Python ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from domyn_swarm.config.backends import BackendConfig, Env, Section
-from domyn_swarm.errors import words_alone
+from domyn_swarm.errors import WordsAlone
 from domyn_swarm.paths import expanded, home
 
 EngineName = Literal["vllm", "llamacpp", "sglang", "sim", "command"]
@@ -317,7 +317,7 @@ class DomynLLMSwarmConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
 
     @classmethod
-    @words_alone()
+    @WordsAlone()
     def read(cls, path: str | Path) -> DomynLLMSwarmConfig:
         """The configuration in a YAML file, merged with the defaults.
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from domyn_swarm.config import DomynLLMSwarmConfig, swarm_name
-from domyn_swarm.errors import JobError, StateError, interrupted, words_alone
+from domyn_swarm.errors import JobError, StateError, WordsAlone, interrupted
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.arguments import check_rows, config_given, request_given
 from domyn_swarm.services.submitted_job import SubmittedJob, followed
@@ -66,7 +66,7 @@ class DomynLLMSwarm:
         found._swarm = found._lifecycle.attach(name)
         return found
 
-    @words_alone()
+    @WordsAlone()
     def up(self) -> Self:
         """Bring it up, or take the one of its name and configuration that is up or coming up, and
         return once it answers. It stays up until `down`, also when this process ends.
@@ -207,7 +207,7 @@ class DomynLLMSwarm:
         job = job_given(job)
         return run(job, data, Endpoint(swarm_access(self._live)), settings_of({**settings}))
 
-    @words_alone()
+    @WordsAlone()
     def preview(
         self,
         job: SwarmJob | str,
@@ -238,7 +238,7 @@ class DomynLLMSwarm:
         request = request_given(job, input_path, output_path, options)
         return self._tried(request, lambda jobs, ours, say: jobs.preview(ours, say, rows=rows))
 
-    @words_alone()
+    @WordsAlone()
     def forecast(
         self,
         job: SwarmJob | str,
@@ -293,7 +293,7 @@ class DomynLLMSwarm:
                 "The same call asks only the rest."
             ) from None
 
-    @words_alone()
+    @WordsAlone()
     def submit_job(
         self,
         job: SwarmJob | str,
