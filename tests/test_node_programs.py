@@ -33,7 +33,7 @@ COLUMNS = {"msgspec", "numpy", "pyarrow"}
 TYPER = {"annotated_doc", "shellingham", "typer"}
 
 GROUND = {"errors", "logs", "paths"}
-RECORDS = {"model", "record"}
+RECORDS = {"model", "record", "record_fields"}
 TASK = {*GROUND, "backends.slurm", "probing", "restart_budget", "temporary"}
 JOB = {
     *GROUND,
@@ -81,8 +81,8 @@ PROGRAMS: Mapping[str, Loads] = {
     "engines.llamacpp_server": Loads(set(), {"engines", "errors"}),
     "engines.sglang_server": Loads(set(), {"engines", "errors"}),
     "engines.sim_server": Loads(AIOHTTP, {"engines", "errors"}),
-    "jobs.worker": Loads({*COLUMNS, *PYDANTIC, "psutil"}, JOB),
-    "jobs.linked_worker": Loads({*COLUMNS, *PYDANTIC, "psutil"}, JOB),
+    "jobs.worker": Loads({*COLUMNS, "psutil", "typing_extensions"}, JOB),
+    "jobs.linked_worker": Loads({*COLUMNS, "psutil", "typing_extensions"}, JOB),
     "cli.app": Loads(TYPER, {"cli", "errors", "logs"}),
 }
 PROGRAM = """

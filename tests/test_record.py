@@ -6,6 +6,7 @@ import importlib
 import json
 import pickle
 import pkgutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +17,11 @@ from pydantic import BaseModel, Field, ValidationError
 import domyn_swarm
 from domyn_swarm import record
 from domyn_swarm.batch.input.reading import InputReading
+from domyn_swarm.jobs.naming import JobOptions
 from domyn_swarm.model import ExitRecord, JobHandle, JobProgress, ReplicaReport, ReplyVerdict
 from domyn_swarm.planning.plan import MetricsPlan
 from domyn_swarm.record import Before, Meta, Record, field
+from domyn_swarm.swarm.job_keys import ResourceKeys
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 REPORT = {"replica": 0, "state": "ready", "incarnation": "a", "sequence": 1}
@@ -176,3 +179,38 @@ def test_handles_of_earlier_versions_are_read() -> None:
     found = JobHandle.model_validate_json(text)
     assert found.process is not None
     assert (found.location, found.process.pid) == (None, 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (JobOptions, {}),
+        (JobOptions, {"max_concurrency": "auto", "retries": 3}),
+        (JobOptions, {"max_concurrency": "12"}),
+        (JobOptions, {"max_concurrency": 0}),
+        (JobOptions, {"retries": "4"}),
+        (JobOptions, {"retries": -1}),
+        (JobOptions, {"retries": True}),
+        (JobOptions, {"timeout_s": 3}),
+        (JobOptions, {"timeout_s": 0}),
+        (JobOptions, {"unheard_of": 1}),
+        (JobOptions, {"keep": "id"}),
+        (ResourceKeys, {"mem": "8G", "time_limit": "90"}),
+        (ResourceKeys, {"mem": "much"}),
+        (ResourceKeys, {"time_limit": "0"}),
+        (InputReading, {"encoding": "latin-1"}),
+        (InputReading, {"encoding": 5}),
+    ],
+)
+def test_what_is_read_without_pydantic_is_what_it_would_read(
+    kind: type[Record], given: dict[str, Any]
+) -> None:
+    def read(how: Callable[[], Record]) -> object:
+        try:
+            return how()
+        except ValueError as error:
+            return str(error)
+
+    model = kind.pydantic_model()
+    expected = read(lambda: kind.of_model(model.model_validate(given)))
+    assert read(lambda: kind.model_validate(given)) == expected

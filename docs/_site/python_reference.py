@@ -21,6 +21,9 @@ from domyn_swarm.batch.outcomes.rows import RowError
 from domyn_swarm.cli.flags import descriptions
 from domyn_swarm.jobs import keywords, run_options
 from domyn_swarm.jobs.builtin.prompted import PromptedJob
+from domyn_swarm.jobs.dry_run import RowFailure
+from domyn_swarm.jobs.forecasting import Choice, JobForecast
+from domyn_swarm.jobs.preview import Preview, PreviewedRow, RestEstimate
 from domyn_swarm.jobs.progress_display import SettledRow
 from domyn_swarm.model import JobAccount, JobStatus
 from domyn_swarm.net import parameters
@@ -48,6 +51,12 @@ _RECORDS = (
     JobSnapshot,
     JobAccount,
     JobReport,
+    Preview,
+    PreviewedRow,
+    RowFailure,
+    RestEstimate,
+    JobForecast,
+    Choice,
     SettledRow,
     RowError,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import TracebackType
@@ -191,6 +192,25 @@ def disk_error(error: OSError, place: object = None) -> JobError:
     """The error of a job whose disk, or whose operating system, refused an operation."""
     hint = "Check that disk and submit the same job again: finished rows are kept."
     return JobError(words_of(error, place), hint=hint)
+
+
+class WordsAlone(ContextDecorator):
+    """Has calls of Python raise a `SwarmError` without its causes and the frames in our code: its
+    words say all, and a notebook prints a page for those.
+    """
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raise a `SwarmError` anew."""
+        if isinstance(error, SwarmError):
+            raise error.with_traceback(None) from None
 
 
 # -- Ctrl-C in Python ----------------------------------------------------------------------------

@@ -125,8 +125,7 @@ Dedup = Literal["greedy", "always"]
 """When rows of equal values share a request: if decoding is greedy, or always."""
 
 Dispatching = Literal["auto", "affinity", "least_load"]
-"""How a job chooses a request's replica: by its prefix if rows share prefixes, always by its
-prefix, or only by the load of the replicas."""
+"""A request's replica is chosen by prefix if rows share prefixes, always by prefix, or by load."""
 
 Fingerprint = Literal["full", "sample", "off"]
 """How many rows' inputs are compared with those of recorded answers: all, one in 64, or none."""

@@ -21,8 +21,8 @@ from typing import (
     Annotated,
     Any,
     Literal,
-    NamedTuple,
     Self,
+    TypeVar,
     Union,
     cast,
     dataclass_transform,
@@ -33,69 +33,15 @@ from typing import (
 import msgspec
 from msgspec import Meta, Struct, StructMeta, field
 
+from domyn_swarm.record_fields import After, Before, about
+
 if TYPE_CHECKING:
-    from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+    from pydantic import BaseModel, GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
 __all__ = ["After", "Before", "Meta", "Record", "about", "field"]
 
-
-class After(NamedTuple):
-    """Annotation of a field's type: the input is replaced by the function's result; a ValueError
-    refuses it.
-
-    Applied when a record is validated, not when it is constructed or read from its own JSON.
-    """
-
-    check: Callable[[Any], Any]
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        """For pydantic."""
-        from pydantic_core.core_schema import no_info_after_validator_function
-
-        return no_info_after_validator_function(self.check, handler(source))
-
-
-class Before(NamedTuple):
-    """As `After`, but `check` is applied before the type is checked. `accepts` is the JSON Schema
-    of the accepted input, if that is wider than the type's.
-    """
-
-    check: Callable[[Any], Any]
-    accepts: Mapping[str, Any] | None = None
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        """For pydantic."""
-        from pydantic_core.core_schema import no_info_before_validator_function
-
-        return no_info_before_validator_function(self.check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """For pydantic."""
-        if self.accepts is None or handler.mode != "validation":
-            return handler(schema)
-        return dict(self.accepts)
-
-
-def about(
-    text: str, *, flag: str = "", metavar: str | None = None, flag_help: str | None = None
-) -> Meta:
-    """Words for what a field is about, to stand beside its type in `Annotated`.
-
-    Args:
-        text: what the field is about.
-        flag: how its flag is spelled where that is not the field's name; `--no-…` makes it False.
-        metavar: what stands for the flag's value in `--help`.
-        flag_help: the words of `--help`, where they are others.
-    """
-    extra = {"flag": flag, "metavar": metavar, "flag_help": flag_help or text}
-    return Meta(description=text, extra=extra)
+_Record = TypeVar("_Record", bound="Record")
 
 
 class _RecordType(StructMeta):
@@ -206,12 +152,11 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         """
         if isinstance(given, cls):
             return given
-        if _types_say_all(cls):
+        if isinstance(given, Mapping):
             try:
-                _decoder(cls)  # completes the class's type information first
-                return msgspec.convert(given, cls, dec_hook=_decoded)
-            except msgspec.ValidationError:
-                pass  # pydantic converts more, or raises the detailed error
+                return _by_types(cls, given)
+            except (msgspec.ValidationError, KeyError, TypeError, ValueError):
+                pass  # pydantic converts more, or says what is wrong
         return cls.of_model(cls.pydantic_model().model_validate(given, context=context))
 
     @classmethod
@@ -284,6 +229,51 @@ def _decoder(kind: type[Record]) -> msgspec.json.Decoder[Any]:
             if decoder is None:
                 decoder = _decoders[kind] = msgspec.json.Decoder(kind, dec_hook=_decoded)
     return decoder
+
+
+def _by_types(kind: type[_Record], given: Mapping[str, Any]) -> _Record:
+    """A record of values that are of the fields' types as they stand.
+
+    Raises:
+        msgspec.ValidationError, KeyError, TypeError, ValueError: one is not, or only pydantic can
+            tell.
+    """
+    _decoder(kind)  # so that what is known of it is whole
+    known = _readings(kind)
+    return kind(**{name: known[name](value) for name, value in given.items()})
+
+
+@cache
+def _readings(kind: type[Record]) -> dict[str, Callable[[Any], Any]]:
+    """How the value of each field is read, but for those that ask what only pydantic knows."""
+    return {
+        one.name: reading
+        for one in msgspec.structs.fields(kind)
+        if one.encode_name == one.name and (reading := _reading(one.type)) is not None
+    }
+
+
+def _reading(hint: Any) -> Callable[[Any], Any] | None:  # noqa: ANN401 - a type
+    checks: list[After | Before] = []
+    if get_origin(hint) is Annotated:
+        checks = [one for one in hint.__metadata__ if isinstance(one, After | Before)]
+        others = tuple(one for one in hint.__metadata__ if one not in checks)
+        bare = get_args(hint)[0]
+        hint = Annotated[(bare, *others)] if others else bare
+    if not _says_all(hint) or len(checks) > 1:
+        return None
+
+    def read(value: Any) -> Any:  # noqa: ANN401 - what somebody gave
+        for one in checks:
+            if isinstance(one, Before):
+                value = one.check(value)
+        value = msgspec.convert(value, hint, dec_hook=_decoded)
+        for one in checks:
+            if isinstance(one, After):
+                value = one.check(value)
+        return value
+
+    return read
 
 
 @cache

@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import domyn_swarm
-from domyn_swarm import ChatCompletionJob, DomynLLMSwarm, SubmittedJob, SwarmJob, TemplateJob
+from domyn_swarm import (
+    ChatCompletionJob,
+    DomynLLMSwarm,
+    DomynLLMSwarmConfig,
+    SubmittedJob,
+    SwarmJob,
+    TemplateJob,
+)
 from domyn_swarm.errors import ConfigError, JobError, StateError
 from domyn_swarm.model import JobHandle
 from local_swarms import config
@@ -119,6 +127,48 @@ def test_a_submitted_job_can_be_asked_and_waited_for(
     assert not {"from_orm", "parse_raw", "model_fields_set"} & offered
 
 
+def test_a_preview_and_a_forecast_keep_what_the_job_then_does_not_ask(
+    swarm: DomynLLMSwarm, standing: Standing
+) -> None:
+    job = standing.job("tried in python", 60)
+    asked = TemplateJob(prompt="{{ prompt }}", max_tokens=3)
+    paths = {"input_path": job.source, "output_path": job.target}
+    first = swarm.preview(asked, rows=2, **paths)
+    rows = pq.read_table(job.source)["prompt"].to_pylist()
+    assert [one.input["prompt"] for one in first.rows] == rows[:2]
+    assert all(one.answer and one.answer["result"] for one in first.rows)
+    assert (first.rows_asked, first.estimate.rows) == (2, 58)
+    assert shown_in_a_notebook(first) == str(first)
+    assert str(first) == "<preview of TemplateJob: 2 rows, 2 of them asked now; 58 of 60 left>"
+
+    async def as_in_a_notebook() -> Any:  # a cell of which has a loop already
+        return swarm.forecast(asked, sample=20, **paths)
+
+    ahead = asyncio.run(as_in_a_notebook())
+    assert (ahead.rows_asked, ahead.rows_left, ahead.rows_total) == (20, 38, 60)
+    [now] = [one for one in ahead.choices if one.replicas == ahead.replicas]
+    assert 0 <= now.duration_low_s <= now.duration_s <= now.duration_high_s
+    assert "20 rows asked; 38 of 60 left, which take" in str(ahead)
+    assert not job.target.exists()
+    ended = swarm.submit_job(asked, progress=False, **paths).status()
+    assert (ended.rows_done, ended.rows_resumed) == (60, 22)
+
+
+def test_a_preview_that_is_interrupted_says_what_is_kept(
+    swarm: DomynLLMSwarm, standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = standing.job("interrupted preview", 3)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("domyn_swarm.services.jobs.JobService.preview", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="what was answered is kept, and no job"):
+        swarm.preview(
+            TemplateJob(prompt="{{ prompt }}"), input_path=job.source, output_path="o.csv"
+        )
+
+
 def test_a_submitted_job_is_ended_from_python(
     swarm: DomynLLMSwarm, standing: Standing, tmp_path: Path
 ) -> None:
@@ -196,11 +246,27 @@ def test_mistakes_with_a_swarm_are_named(swarm: DomynLLMSwarm, tmp_path: Path) -
             lambda: swarm.submit_job(Shout(), input_path="i", output_path="o", retry=1),  # type: ignore[call-arg]
             "mean 'retries'",
         ),
+        (
+            lambda: swarm.preview(Shout(), input_path="i", output_path="o", rows=0),
+            r"preview\(rows=0\): rows is a number of rows",
+        ),
+        (
+            lambda: swarm.forecast(Shout(), input_path="i", output_path="o", sample=True),
+            r"forecast\(sample=True\)",
+        ),
+        (
+            lambda: swarm.forecast(Shout(), input_path="i", output_path="o", retry=1),  # type: ignore[call-arg]
+            "mean 'retries'",
+        ),
         (lambda: DomynLLMSwarm("config.yaml"), "DomynLLMSwarmConfig.read"),  # type: ignore[arg-type]
         (lambda: DomynLLMSwarm({"model": "m"}), r"DomynLLMSwarmConfig\(\*\*cfg\)"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match=reason):
             wrong()
+    with pytest.raises(ConfigError, match="cannot be read") as refused:
+        DomynLLMSwarmConfig.read(tmp_path / "none.yaml")
+    assert refused.value.__suppress_context__
+    assert len(refused.traceback) <= 3  # a notebook prints each of them
     named = "domyn_swarm.jobs:CompletionJob"
     found = swarm.run(named, pa.table({"prompt": ["as text"]}), progress=False)
     assert found["result"].to_pylist()[0]

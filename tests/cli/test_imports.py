@@ -49,3 +49,26 @@ def test_a_command_that_reads_the_state_imports_what_it_needs(
     )
     imported = set(json.loads(done.stderr[done.stderr.rindex("[") :]))
     assert imported & (NEVER | more) == set()
+
+
+def imported_by(program: str) -> set[str]:
+    """The modules that a program has loaded at its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, sys\n{program}\nprint(json.dumps([*sys.modules]))"],
+        capture_output=True,
+        text=True,
+        timeout=limit_s(),
+        check=True,
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_a_worker_and_a_submission_load_what_they_need() -> None:
+    worker = imported_by("import domyn_swarm.jobs.worker")
+    rare = {"pydantic", "pyarrow.compute", "aiohttp", "jinja2", "sqlalchemy"}
+    assert worker & (rare | {"yaml", "rich", "domyn_swarm.config.models"}) == set()
+    submission = imported_by(
+        "import domyn_swarm.services.jobs, domyn_swarm.swarm.job_file, domyn_swarm.jobs.preparation"
+    )
+    models = {"domyn_swarm.config.models", "domyn_swarm.config.backends"}
+    assert submission & (models | {"pyarrow.compute", "aiohttp", "sqlalchemy"}) == set()

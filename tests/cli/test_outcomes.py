@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from domyn_swarm.cli.app import app
 from domyn_swarm.cli.candidates import verdicts
+from domyn_swarm.cli.job_views import account_text
 from domyn_swarm.errors import ConfigError
+from domyn_swarm.model import JobAccount
 from model_server import KEY, Answer
 from terminal import screen
 
@@ -148,3 +150,14 @@ def test_classes_are_completed_one_by_one() -> None:
     assert [name for name, _ in verdicts("empty,")] == [
         *("empty,cut", "empty,refused", "empty,tool_calls", "empty,error")
     ]
+
+
+def test_latency_is_called_the_median_and_what_is_in_it() -> None:
+    counts = dict.fromkeys(("retries", "turned_away", "lost_in_flight", "rows_failed"), 0)
+    tokens = {"prompt_tokens": 9, "completion_tokens": 30, "completion_tokens_per_s": 15.0}
+    times = {"latency_p50_s": 0.4, "latency_p90_s": 0.9, "latency_p99_s": 1.1}
+    told = {"runs": 1, "wall_s": 2.0, "rows_answered": 3, "requests": 3, "rows_per_s": 1.5}
+    assert account_text(JobAccount.model_validate({**counts, **tokens, **times, **told})) == (
+        "3 requests in 2.0 s, 1.5 rows/s, 15 tokens/s, "
+        "median latency 0.40 s, the server's queue included (99 %: 1.10 s)"
+    )

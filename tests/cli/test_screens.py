@@ -23,6 +23,7 @@ from domyn_swarm.services.doctor import Examination
 from domyn_swarm.services.requests import JobFailures, PlanReport
 from domyn_swarm.services.usage_report import UsageReport
 from domyn_swarm.state import JobRecord, SwarmStore
+from domyn_swarm.swarm.campaign import CampaignRehearsal
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot
 from terminal import screen
 
@@ -223,6 +224,41 @@ def test_checkpoints_are_listed_with_whole_identities(snapshot: Any) -> None:
     assert all(identity in shown for identity in stores)
     assert "articles.parquet" in shown
     assert max(map(len, shown.splitlines())) <= 80
+    assert shown == snapshot
+
+
+REHEARSED = {
+    "ended": "settled",
+    "rows": 100_000_000,
+    "rows_settled": 100_000_000,
+    "rows_asked_again": 12_480,
+    "by_hand": 0,
+    "duration_s": 1_420_000.0,
+    "used_h": 12_620.0,
+    "ideal_h": 8_681.0,
+    "efficiency": 0.688,
+    "idle_h": {"queued behind others": 0.0, "starting": 1830.5, "idle in the tail": 212.25},
+    "happened": {"time limit": 310, "preempted": 42},
+    "forecast": {"expected_s": 7.2e5, "low_s": 7.0e5, "high_s": 7.4e5, "truth_s": 7.1e5},
+}
+CHANGED = ("replicas 16", "time limit doubled", "watchdog.drain_seconds doubled to 600 s")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_rehearsal_is_shown_with_whole_figures_and_words(columns: int, snapshot: Any) -> None:
+    other = {"duration_s": 715_000.0, "used_h": 12_410.0, "efficiency": 0.6995}
+    found = CampaignRehearsal.model_validate(
+        {
+            "assumptions": {"rows": 100_000_000, "replicas": 32, "gpus_per_replica": 1},
+            "result": REHEARSED,
+            "alternatives": [{"changed": words, **other} for words in CHANGED],
+        }
+    )
+    shown = show("domyn_swarm.cli.rehearsing:show_rehearsal", found, columns=columns)
+    assert max(map(len, shown.splitlines())) <= columns
+    said = shown.split()
+    assert all(word in said for words in CHANGED for word in words.split())
+    assert said.count("GPU-hours") == 3
     assert shown == snapshot
 
 

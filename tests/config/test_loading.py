@@ -16,7 +16,7 @@ from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.pool import load_pool
 from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.sources import Layer, parse_yaml
-from domyn_swarm.config.time_limits import time_limit_s, time_limits_s
+from domyn_swarm.config.units import time_limit_s, time_limits_s
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.swarm.job_file import read_job
 

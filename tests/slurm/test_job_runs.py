@@ -280,9 +280,9 @@ class KilledSubmitter:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._slurm, name)
 
-    def submit(self, script: Path) -> str:
+    def submit(self, script: Path, *, once_over: str | None = None) -> str:
         if self._taken:
-            self.submitted = self._slurm.submit(script)
+            self.submitted = self._slurm.submit(script, once_over=once_over)
         raise Killed
 
 

@@ -8,7 +8,7 @@ import typer
 
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.options import Format
-from domyn_swarm.cli.rendering import Column, print_pairs, print_record, print_table
+from domyn_swarm.cli.rendering import Column, figure, print_pairs, print_record, print_table
 from domyn_swarm.cli.trials import submitted_if_wanted, tried
 from domyn_swarm.errors import quantity
 from domyn_swarm.model import TimeLeft
@@ -92,19 +92,13 @@ def _line(one: Choice, *, now: bool) -> tuple[str, ...]:
     replicas = "as it is" if one.replicas is None else f"{one.replicas}{' (now)' if now else ''}"
     hours = "-"
     if one.gpu_hours is not None:
-        low, high = _figure(one.gpu_hours_low or 0.0), _figure(one.gpu_hours_high or 0.0)
-        hours = f"{_figure(one.gpu_hours)} ({low}-{high})"
+        low, high = figure(one.gpu_hours_low or 0.0), figure(one.gpu_hours_high or 0.0)
+        hours = f"{figure(one.gpu_hours)} ({low}-{high})"
     return (
         replicas,
-        _figure(one.rows_per_s),
+        figure(one.rows_per_s),
         str(TimeLeft(one.duration_s, one.duration_low_s, one.duration_high_s)),
         hours,
         str(one.in_flight),
         one.start or ("up" if now else "-"),
     )
-
-
-def _figure(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"

@@ -23,7 +23,7 @@ from domyn_swarm.cli.options import (
     chosen_file,
     chosen_format,
 )
-from domyn_swarm.cli.rendering import print_pairs, print_record, print_table
+from domyn_swarm.cli.rendering import Column, figure, print_pairs, print_record, print_table
 from domyn_swarm.errors import quantity
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def rehearse(
 
 
 def _seconds(flag: str, text: str | None) -> float | None:
-    from domyn_swarm.config.time_limits import duration_s
+    from domyn_swarm.config.units import duration_s
     from domyn_swarm.swarm.job_keys import finite
 
     if text is None:
@@ -212,8 +212,8 @@ def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
                 f"{one.rows_settled} of {one.rows} settled, {one.rows_asked_again} asked again",
             ),
             ("by hand", quantity(one.by_hand, "time")),
-            ("used", f"{one.used_h:.4g} {unit}"),
-            ("ideal", f"{one.ideal_h:.4g} {unit} ({one.efficiency:.1%} of what was used)"),
+            ("used", f"{figure(one.used_h, 4)} {unit}"),
+            ("ideal", f"{figure(one.ideal_h, 4)} {unit} ({one.efficiency:.1%} of what was used)"),
             *((f"lost: {name}", _share(hours, one.used_h)) for name, hours in _largest(one.idle_h)),
             *((_COUNTED.get(name, name), str(count)) for name, count in one.happened.items()),
             ("forecast half-way", said),
@@ -221,14 +221,19 @@ def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
     )
     typer.echo()
     print_table(
-        ("with", "takes", unit, "ideal by used"),
+        (
+            Column("with"),
+            Column("takes", whole=True),
+            Column(unit, whole=True),
+            Column("ideal by used", whole=True, spare=1),
+        ),
         [
-            ("as it is", duration(one.duration_s), f"{one.used_h:.4g}", f"{one.efficiency:.1%}"),
+            ("as it is", duration(one.duration_s), figure(one.used_h, 4), f"{one.efficiency:.1%}"),
             *(
                 (
                     other.changed,
                     duration(other.duration_s),
-                    f"{other.used_h:.4g}",
+                    figure(other.used_h, 4),
                     f"{other.efficiency:.1%}",
                 )
                 for other in found.alternatives
@@ -242,7 +247,7 @@ def show_rehearsal(found: CampaignRehearsal, output: Format) -> None:
 
 
 def _share(hours: float, used: float) -> str:
-    return f"{hours:.4g} ({hours / used:.2%})" if used else "0"
+    return f"{figure(hours, 4)} ({hours / used:.2%})" if used else "0"
 
 
 def _largest(idle: dict[str, float]) -> list[tuple[str, float]]:

@@ -176,6 +176,12 @@ def age(age_s: float) -> str:
     return f"{max(0, int(age_s))} s"
 
 
+def figure(value: float, digits: int = 3) -> str:
+    """As many digits as count, and never an exponent."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
+
+
 def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest value; line breaks in a value become spaces."""
     cells = [[" ".join(value.split("\n")) for value in line] for line in lines]

@@ -44,7 +44,7 @@ def _moment(since: str | None) -> datetime | None:
     """
     if since is None:
         return None
-    from domyn_swarm.config.time_limits import duration_s
+    from domyn_swarm.config.units import duration_s
     from domyn_swarm.model import utc_now
 
     now = utc_now()

@@ -15,9 +15,11 @@ from pydantic import (
     field_validator,
 )
 
+from domyn_swarm.config.mistakes import WrongNames
 from domyn_swarm.config.preamble import check_line
-from domyn_swarm.config.section import Section, WrongNames
-from domyn_swarm.config.time_limits import TimeLimit, TimeLimits, TimeRange, time_limit_s
+from domyn_swarm.config.section import Section
+from domyn_swarm.config.time_limits import TimeLimit, TimeLimits, TimeRange
+from domyn_swarm.config.units import memory_gb, time_limit_s
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
@@ -26,8 +28,6 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _PATH = re.compile(r"_(?:PATH|FILE|DIR)$", re.IGNORECASE)  # the path of a secret is not secret
-_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[KMGT]?)B?", re.IGNORECASE)
-_GB = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1.0, "T": 1024.0}
 
 
 def _variables(env: dict[str, str]) -> dict[str, str]:
@@ -47,18 +47,6 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
             "export it in your shell instead: engines inherit it",
         )
     return env
-
-
-def memory_gb(value: str) -> float:
-    """The gigabytes of a size in Slurm's notation: `8G`, `500M`; a bare number is megabytes.
-
-    Raises:
-        ValueError: `value` is not such a size, or is 0.
-    """
-    match = _MEMORY.fullmatch(value)
-    if match is None or not float(match["number"]):
-        raise ValueError("write a size like 8G or 500M")
-    return float(match["number"]) * _GB[match["unit"].upper()]
 
 
 def _memory(value: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.config.section import WrongNames
 from domyn_swarm.config.sources import CONFIGURATION, FileKind, Key, Layer, dotted, written
 from domyn_swarm.errors import ConfigError, Mistake, quantity
 
@@ -49,6 +48,15 @@ _FILES = (
 )
 """Keys by which a file of another kind is recognised, and what takes it."""
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class WrongNames(ValueError):
+    """Some keys of a mapping are invalid. Each is reported at its own line."""
+
+    def __init__(self, names: Iterable[str], why: str) -> None:
+        self.names = sorted(names)
+        self.why = why
+        super().__init__(f"{', '.join(self.names)} {why}")
 
 
 def validated(

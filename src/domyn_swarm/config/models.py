@@ -23,6 +23,7 @@ from pydantic import (
 
 from domyn_swarm.config.backends import BackendConfig, Env
 from domyn_swarm.config.section import Section
+from domyn_swarm.errors import WordsAlone
 from domyn_swarm.paths import expanded, home
 
 EngineName = Literal["vllm", "llamacpp", "sglang", "sim", "command"]
@@ -317,6 +318,7 @@ class DomynLLMSwarmConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
 
     @classmethod
+    @WordsAlone()
     def read(cls, path: str | Path) -> DomynLLMSwarmConfig:
         """The configuration in a YAML file, merged with the defaults.
 

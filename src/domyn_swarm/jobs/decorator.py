@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Unpack, get_type_hints, overload
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import override
 
 from domyn_swarm.batch.output.schema import Declared
@@ -119,6 +118,8 @@ def _checked(function: Function, given: dict[str, Any]) -> dict[str, Any]:
 def _typed(job: str, name: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 - the user's
     if kind is None:
         return value
+    from pydantic import TypeAdapter, ValidationError  # here: most jobs are no functions
+
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

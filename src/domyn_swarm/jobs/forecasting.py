@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from typing_extensions import override
 from domyn_swarm.batch.checkpoint.index import RowIndex, open_index
 from domyn_swarm.batch.outcomes.forecast import Pace, time_left, tokens_left
 from domyn_swarm.batch.outcomes.tally import Tally
@@ -18,7 +19,7 @@ from domyn_swarm.batch.run.sampling import Sample, take_sample
 from domyn_swarm.errors import JobError, quantity
 from domyn_swarm.jobs.preparation import Prepared
 from domyn_swarm.jobs.trial import Trial, TriedJob
-from domyn_swarm.model import Record
+from domyn_swarm.model import Record, TimeLeft
 
 LEAST_SAMPLE = 200
 _ROUNDS = 4  # rows of the sample per row in flight: with fewer, start and end dominate
@@ -56,6 +57,20 @@ class JobForecast(TriedJob):
     completion_tokens_left: int | None
     choices: tuple[Choice, ...]  # by replicas; empty: no rows remain, or too few were answered
     notes: tuple[str, ...]  # the assumptions behind it
+
+    @override
+    def __str__(self) -> str:
+        now = next((one for one in self.choices if one.replicas == self.replicas), None)
+        failed = f", {self.rows_failed} failed" if self.rows_failed else ""
+        time = ""
+        if now is not None:
+            left = TimeLeft(now.duration_s, now.duration_low_s, now.duration_high_s)
+            served = "" if now.replicas is None else f" with {quantity(now.replicas, 'replica')}"
+            time = f", which take {left}{served}"
+        return (
+            f"<forecast of {self.label}: {quantity(self.rows_asked, 'row')} asked{failed}; "
+            f"{self.rows_left} of {self.rows_total} left{time}>"
+        )
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,6 @@ class Budget:
         left = f"{rows} of {total} rows are left" + (f", {more} more at this pace" if more else "")
         return BudgetSpent(
             f"Its budget of {self._hours:.4g} GPU-hours (--max-gpu-hours) is used up; {left}.",
-            hint=f"Rows that are done are kept: `domyn-swarm job resume {job_id} --max-gpu-hours H`"
+            hint=f"Finished rows are kept: `domyn-swarm job resume {job_id} --max-gpu-hours H`"
             " goes on, for so many more.",
         )

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
+from typing_extensions import override
 from domyn_swarm.batch.inspection.settled import SettledRow, settled_rows
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.outcomes.verdicts import outcome_of, verdict_of
+from domyn_swarm.errors import quantity
 from domyn_swarm.jobs.dry_run import RowFailure, failure_of, rows_settled
 from domyn_swarm.jobs.trial import Trial, TriedJob
 from domyn_swarm.model import Record, ReplyVerdict
@@ -43,6 +45,16 @@ class Preview(TriedJob):
     rows_asked: int  # by this preview; the others had been answered before
     rows: tuple[PreviewedRow, ...]
     estimate: RestEstimate
+
+    @override
+    def __str__(self) -> str:
+        failed = sum(one.error is not None for one in self.rows)
+        said = f", {failed} failed" if failed else ""
+        shown = quantity(len(self.rows), "row")
+        return (
+            f"<preview of {self.label}: {shown}, {self.rows_asked} of them asked now{said}; "
+            f"{self.estimate.rows} of {self.rows_total} left>"
+        )
 
 
 def preview(trial: Trial, notice: Callable[[str], None], *, rows: int) -> Preview:

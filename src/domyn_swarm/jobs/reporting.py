@@ -62,7 +62,7 @@ class TimeLimit:
         left = "its answers are lost then: it keeps no checkpoint"
         if self._spec.checkpointing:
             resume = f"`domyn-swarm job resume {self._spec.job_id} --time LIMIT`"
-            left = f"rows that are done are kept, {resume} asks the others"
+            left = f"finished rows are kept, {resume} asks the others"
         return f"too slow to be done when its time is up, at {ends:%Y-%m-%d %H:%M} UTC; {left}"
 
 

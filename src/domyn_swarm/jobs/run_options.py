@@ -59,11 +59,13 @@ def given_options(kind: type[_Options], given: Mapping[str, Any], of: str) -> _O
     Raises:
         ConfigError: names the option, its value, and the possible values.
     """
-    from pydantic import ValidationError
-
     try:
         return kind.model_validate(given)
-    except ValidationError as error:
+    except ValueError as error:
+        from pydantic import ValidationError  # here: what is right needs no pydantic
+
+        if not isinstance(error, ValidationError):
+            raise
         mistakes = error.errors(include_url=False)
         where = _place(mistakes[0]["loc"], given)
         wanted = [str(one["msg"]) for one in mistakes if _place(one["loc"], given) == where]

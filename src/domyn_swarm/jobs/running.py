@@ -227,15 +227,14 @@ def _check_hooks(hooks: Hooks) -> None:
 
 
 def run(job: SwarmJob | str, data: Any, endpoint: Endpoint, settings: RunSettings) -> Any:  # noqa: ANN401 - a frame
-    """As `arun`, for code that is not async. In a notebook, where an event loop runs already, it
-    runs on another one beside it.
+    """As `arun`, for code that is not async, also in a notebook.
 
     Raises:
         KeyboardInterrupt: it was interrupted; the message says what is kept.
     """
     tally = Tally()
     try:
-        return _ran(lambda: arun(job, data, endpoint, settings, tally))
+        return in_a_loop(lambda: arun(job, data, endpoint, settings, tally))
     except KeyboardInterrupt:
         raise interrupted(_kept(tally, settings)) from None
     except SwarmError as error:  # its words say all: where in our code it arose helps nobody
@@ -256,7 +255,10 @@ def _kept(tally: Tally, settings: RunSettings) -> str:
     )
 
 
-def _ran(begin: Callable[[], Coroutine[None, None, _T]]) -> _T:
+def in_a_loop(begin: Callable[[], Coroutine[None, None, _T]]) -> _T:
+    """What a coroutine comes to, for code that is not async. In a notebook, where a loop runs
+    already, it runs on another one beside it.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -22,8 +22,8 @@ from domyn_swarm.batch.run.session import EndpointAccess
 from domyn_swarm.batch.run.standing import FailureLimit
 from domyn_swarm.errors import ConfigError, PlatformUnavailable
 from domyn_swarm.jobs.preparation import Prepared
-from domyn_swarm.jobs.program import access_of, event_loop
-from domyn_swarm.jobs.running import until_over
+from domyn_swarm.jobs.program import access_of
+from domyn_swarm.jobs.running import in_a_loop, until_over
 from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.model import Record
 from domyn_swarm.net.openai import OpenAIClient
@@ -41,6 +41,11 @@ class TriedJob(Record):
     output: str
     rows_total: int
     rows_settled: int | None  # in its checkpoint; None: too many to count here
+
+    @property
+    def label(self) -> str:
+        """The job's class alone."""
+        return self.job.rpartition(":")[2]
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Trial:
         if not self.spec.checkpointing:
             raise ConfigError(
                 f"{what} keeps what it asks, so that nothing is asked twice.",
-                hint="Take --no-checkpointing out, or ask one row with `job submit --dry-run`.",
+                hint="Take --no-checkpointing (checkpointing=False) out, or ask one row with "
+                "`job submit --dry-run`.",
             )
 
     def plan_of(self, **rows: Any) -> BatchPlan:
@@ -112,8 +118,8 @@ class Trial:
             KeyboardInterrupt: the same, after the rows in flight.
         """
         began = time.monotonic()
-        with open_files.raised(), event_loop() as runner:
-            runner.run(self._asked(plan, tally, notice, *watching))
+        with open_files.raised():
+            in_a_loop(lambda: self._asked(plan, tally, notice, *watching))
         return time.monotonic() - began
 
     async def _asked(

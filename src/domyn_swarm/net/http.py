@@ -146,8 +146,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 class _HeedingCancellation:
-    """Ensures that calls of pyreqwest in the body return or raise unless the task is cancelled
-    meanwhile.
+    """Calls of pyreqwest in the body return or raise, unless the task is cancelled meanwhile.
 
     A call whose answer has arrived returns it even after a cancellation. Without this check a
     caller that retries would continue for ever, and so would a caller that waits for its end.

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from typing_extensions import override
 
 from domyn_swarm.config import DomynLLMSwarmConfig, swarm_name
-from domyn_swarm.errors import ConfigError, JobError, StateError, interrupted, quantity
+from domyn_swarm.errors import JobError, StateError, WordsAlone, interrupted
 from domyn_swarm.model import JobStatus
-from domyn_swarm.services.submitted_job import SubmittedJob
+from domyn_swarm.services.arguments import check_rows, config_given, request_given
+from domyn_swarm.services.submitted_job import SubmittedJob, followed
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm
 from domyn_swarm.swarm.job_records import client_address, live_address, swarm_access
-from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords, request_of
+from domyn_swarm.swarm.job_request import JobRequest, SubmitKeywords
 from domyn_swarm.swarm.launch import prepare
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.submitter import JobSubmitter
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
     from domyn_swarm.jobs.base import SwarmJob
+    from domyn_swarm.jobs.forecasting import JobForecast
     from domyn_swarm.jobs.keywords import RunKeywords
+    from domyn_swarm.jobs.preview import Preview
+    from domyn_swarm.services.jobs import JobService
     from domyn_swarm.services.usage_report import SwarmUsage
-    from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
+    from domyn_swarm.swarm.snapshot import SwarmSnapshot
+
+_T = TypeVar("_T")
 
 
 class DomynLLMSwarm:
@@ -41,7 +47,7 @@ class DomynLLMSwarm:
     """
 
     def __init__(self, cfg: DomynLLMSwarmConfig) -> None:
-        self._config: DomynLLMSwarmConfig | None = _checked(cfg)
+        self._config: DomynLLMSwarmConfig | None = config_given(cfg)
         self._swarm: LiveSwarm | None = None
         self._store = SwarmStore.open()
         self._lifecycle = SwarmLifecycle(self._store)
@@ -63,6 +69,7 @@ class DomynLLMSwarm:
         found._swarm = found._lifecycle.attach(name)
         return found
 
+    @WordsAlone()
     def up(self) -> Self:
         """Bring the swarm up, or join one of its name and configuration that is up or coming up,
         and return once it answers. It stays up until `down`, even when this process ends.
@@ -205,6 +212,93 @@ class DomynLLMSwarm:
         job = job_given(job)
         return run(job, data, Endpoint(swarm_access(self._live)), settings_of({**settings}))
 
+    @WordsAlone()
+    def preview(
+        self,
+        job: SwarmJob | str,
+        *,
+        input_path: str | Path,
+        output_path: str | Path,
+        rows: int = 10,
+        **options: Unpack[SubmitKeywords],
+    ) -> Preview:
+        """Ask the first rows of a job in this process, and show what comes; submit nothing.
+
+        All that `submit_job` checks is checked before. What is answered is kept: `submit_job` with
+        the same job, paths and options asks the other rows, and those that failed.
+
+        Args:
+            job: as for `submit_job`.
+            input_path: the rows.
+            output_path: where the full run puts the answers. Nothing is written there now.
+            rows: how many are asked.
+            **options: those of `submit_job`: see `SubmitKeywords`.
+
+        Raises:
+            SwarmError: as `submit_job`, and nothing was asked; or the run cannot go on, and what
+                was answered is kept.
+            KeyboardInterrupt: it was interrupted; what was answered is kept.
+        """
+        check_rows("preview", "rows", rows)
+        request = request_given(job, input_path, output_path, options)
+        return self._tried(request, lambda jobs, ours, say: jobs.preview(ours, say, rows=rows))
+
+    @WordsAlone()
+    def forecast(
+        self,
+        job: SwarmJob | str,
+        *,
+        input_path: str | Path,
+        output_path: str | Path,
+        sample: int | None = None,
+        **options: Unpack[SubmitKeywords],
+    ) -> JobForecast:
+        """Ask a sample of a job's rows in this process, and say what the others take: time, tokens
+        and GPU-hours, by the number of replicas. Submits nothing.
+
+        All that `submit_job` checks is checked before. What is answered is kept: `submit_job` with
+        the same job, paths and options asks the other rows, and those that failed.
+
+        Args:
+            job: as for `submit_job`.
+            input_path: the rows.
+            output_path: where the full run puts the answers. Nothing is written there now.
+            sample: how many rows are asked. None: at least 200, and so many that the swarm is busy
+                for a while, but no more than half of those that are left.
+            **options: those of `submit_job`: see `SubmitKeywords`.
+
+        Raises:
+            SwarmError: as `submit_job`, and nothing was asked; or the run cannot go on, and what
+                was answered is kept.
+            KeyboardInterrupt: it was interrupted; what was answered is kept.
+        """
+        if sample is not None:
+            check_rows("forecast", "sample", sample)
+        request = request_given(job, input_path, output_path, options)
+        return self._tried(request, lambda jobs, ours, say: jobs.forecast(ours, say, rows=sample))
+
+    def _tried(
+        self,
+        request: JobRequest,
+        ask: Callable[[JobService, JobRequest, Callable[[str], None]], _T],
+    ) -> _T:
+        """What asking some rows of a job of this swarm came to."""
+        from domyn_swarm.jobs.progress_display import progress_display
+        from domyn_swarm.services.jobs import JobService
+
+        def say(text: str) -> None:
+            progress_display(shown=True).notice(text)  # which a notebook gives room at once
+
+        mine = request.model_copy(update={"swarm": self.name})
+        try:
+            return ask(JobService(self._store), mine, say)
+        except KeyboardInterrupt:
+            raise interrupted(
+                "Interrupted: what was answered is kept, and no job was submitted. "
+                "The same call asks only the rest."
+            ) from None
+
+    @WordsAlone()
     def submit_job(
         self,
         job: SwarmJob | str,
@@ -231,14 +325,14 @@ class DomynLLMSwarm:
             SwarmError: the job or an option is wrong; nothing was sent.
             JobError: it did not finish (`detach=False`).
         """
-        request = _request(job, input_path, output_path, options)
+        request = request_given(job, input_path, output_path, options)
         resources = request.resources.model_copy(update={"detached": detach})
         changed = {"swarm": self.name, "resources": resources}
         submitter = JobSubmitter(self._store)
         handle = submitter.submit(request.model_copy(update=changed), self._live)
         submitted = SubmittedJob.of(handle)
         if not detach:
-            ended = _followed(submitted, progress=progress)
+            ended = followed(submitted, progress=progress)
             if ended.status not in (JobStatus.SUCCEEDED, JobStatus.PARTIAL):
                 raise JobError(
                     f"Job {handle.job_id} {ended.status.value}: {ended.message}",
@@ -303,56 +397,3 @@ class DomynLLMSwarm:
         """
         if self._swarm is not None:
             self._swarm = self._lifecycle.down(self._swarm.record.name)
-
-
-def _checked(cfg: object) -> DomynLLMSwarmConfig:
-    """The configuration.
-
-    Raises:
-        ConfigError: it is not a configuration; the hint says how to make one.
-    """
-    if isinstance(cfg, DomynLLMSwarmConfig):
-        return cfg
-    what, hint = f"a {type(cfg).__name__}", "Give a DomynLLMSwarmConfig."
-    if isinstance(cfg, str | Path):
-        what = f"the text {str(cfg)!r}"
-        hint = (
-            f"A file: DomynLLMSwarm(DomynLLMSwarmConfig.read({str(cfg)!r})). "
-            f"A swarm that is up: DomynLLMSwarm.attach({str(cfg)!r})."
-        )
-    elif isinstance(cfg, Mapping):
-        what, hint = "a mapping", "Make one of it: DomynLLMSwarm(DomynLLMSwarmConfig(**cfg))."
-    raise ConfigError(f"The configuration of a swarm is {what}.", hint=hint)
-
-
-def _request(
-    job: SwarmJob | str, input_path: str | Path, output_path: str | Path, options: Mapping[str, Any]
-) -> JobRequest:
-    from domyn_swarm.jobs.loading import job_given, reference_to
-
-    fields = {"input": str(input_path), "output": str(output_path), **options}
-    if isinstance(job, str):
-        return request_of({"job": job, **fields})
-    found = reference_to(job_given(job))
-    name = {"name": job.options.name} if job.options.name else {}
-    made = {"job": found.job, "job_source": found.source, "job_kwargs": found.kwargs}
-    return request_of({**made, **name, **fields})
-
-
-def _followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
-    """Wait for the end of a job that only its caller follows: Ctrl-C ends it, too."""
-    try:
-        return submitted.wait(progress=progress)
-    except KeyboardInterrupt:
-        try:
-            left = submitted.cancel()
-        except KeyboardInterrupt:
-            raise interrupted(
-                f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
-                "The same call goes on from there."
-            ) from None
-    kept = quantity(left.rows_done, "row that is done is", "rows that are done are")
-    raise interrupted(
-        f"Interrupted: the job {left.job_id} has stopped, and its {kept} kept. "
-        "The same call goes on from there."
-    )

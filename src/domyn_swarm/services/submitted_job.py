@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import override
 
-from domyn_swarm.errors import ConfigError, StateError, interrupted
+from domyn_swarm.errors import ConfigError, StateError, interrupted, quantity
 from domyn_swarm.model import JobHandle
 from domyn_swarm.paths import expanded
 
@@ -159,6 +159,25 @@ class SubmittedJob(JobHandle):
         return f"<SubmittedJob {self.job_id!r} of {where}, {self.platform}>"
 
     __str__ = __repr__
+
+
+def followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
+    """Wait for the end of a job that nobody follows but its caller: Ctrl-C ends it, too."""
+    try:
+        return submitted.wait(progress=progress)
+    except KeyboardInterrupt:
+        try:
+            left = submitted.cancel()
+        except KeyboardInterrupt:
+            raise interrupted(
+                f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
+                "The same call goes on from there."
+            ) from None
+    kept = quantity(left.rows_done, "row that is done is", "rows that are done are")
+    raise interrupted(
+        f"Interrupted: the job {left.job_id} has stopped, and its {kept} kept. "
+        "The same call goes on from there."
+    )
 
 
 def _progress(seen: JobSnapshot) -> Progress:

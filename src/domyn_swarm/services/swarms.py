@@ -76,7 +76,7 @@ class SwarmService:
         Raises:
             PlatformError: the platform would refuse it, or cannot be asked.
         """
-        from domyn_swarm.config.time_limits import time_limits_s
+        from domyn_swarm.config.units import time_limits_s
 
         plan, scripts, backend = launch.plan, launch.scripts, serving_backend(launch.plan.backend)
         gpus = plan.layout.replicas * plan.layout.gpus_per_replica
@@ -105,7 +105,7 @@ class SwarmService:
         Raises:
             ConfigError: the file, a flag, or the layout is wrong; the history cannot be read.
         """
-        from domyn_swarm.config.time_limits import time_limits_s
+        from domyn_swarm.config.units import time_limits_s
         from domyn_swarm.swarm.campaign import (
             Alternative,
             Assumptions,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from domyn_swarm.backends.slurm.folder import watchdog_spec
 from domyn_swarm.backends.slurm.layout import drain_window_s, slurm_config
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
-from domyn_swarm.config.time_limits import time_limit_s
+from domyn_swarm.config.units import time_limit_s
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.model import Record
 from domyn_swarm.paths import SwarmPaths

@@ -185,7 +185,7 @@ def _more(had: float | None, asked: float | None) -> bool:
 def _next(record: JobRecord, more: str) -> str:
     if record.output is None:
         return "it is a program of yours: submit it again"
-    return f"rows that are done are kept: `domyn-swarm job resume {record.job_id}{more}` goes on"
+    return f"finished rows are kept: `domyn-swarm job resume {record.job_id}{more}` goes on"
 
 
 def _failed(record: JobRecord) -> str:

@@ -14,10 +14,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, ValidationInfo
 
 from domyn_swarm.batch.output.manifest import is_secret
-from domyn_swarm.config import swarm_name
 from domyn_swarm.config.mistakes import config_error, validated
 from domyn_swarm.config.sources import FileKind, Key, Layer, dotted, merge, read_yaml
-from domyn_swarm.config.starter import DIALECT, loosen
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.jobs.builtin.prompts import PromptTemplate
 from domyn_swarm.jobs.loading import load_job, located
@@ -120,6 +118,8 @@ class JobFile(Submission, ResourceKeys):
         if self.job == CHAT_JOB and "prompt" in given:
             known["job"] = _TEMPLATE_JOB
         if self.config is not None:
+            from domyn_swarm.config import swarm_name  # here: few jobs name a configuration
+
             known["swarm"] = swarm_name(self.config)
         return JobRequest(
             **known,
@@ -283,6 +283,8 @@ def json_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
     Args:
         descriptions: of the keys.
     """
+    from domyn_swarm.config.starter import DIALECT, loosen  # here: a submission needs none of it
+
     schema = JobFile.model_json_schema()
     loosen(schema)
     for key, described in schema["properties"].items():

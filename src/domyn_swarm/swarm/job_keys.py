@@ -30,21 +30,19 @@ def _limited(read: Callable[[str], float], value: str | None, otherwise: str) ->
 
 
 def _time_limit(value: str | None) -> str | None:
-    from domyn_swarm.config.time_limits import (
-        time_limit_s,  # here: `--help` needs no reader of values
-    )
+    from domyn_swarm.config.units import time_limit_s  # here: `--help` needs no reader of values
 
     return _limited(time_limit_s, value, "for the default")
 
 
 def _duration(value: str | None) -> str | None:
-    from domyn_swarm.config.time_limits import duration_s
+    from domyn_swarm.config.units import duration_s
 
     return _limited(duration_s, value, "to go on until the rows are settled")
 
 
 def _memory(value: str | None) -> str | None:
-    from domyn_swarm.config.backends import memory_gb
+    from domyn_swarm.config.units import memory_gb
 
     return _limited(memory_gb, value, "for the default")
 
@@ -80,8 +78,7 @@ class ChangeKeys(ChangeableOptions, ResourceKeys):
 
 def resources_of(keys: ResourceKeys, *, detached: bool) -> JobResources:
     """The resources in the units of programs. `detached`: no command follows the job."""
-    from domyn_swarm.config.backends import memory_gb
-    from domyn_swarm.config.time_limits import duration_s, time_limit_s
+    from domyn_swarm.config.units import duration_s, memory_gb, time_limit_s
 
     same = {name: getattr(keys, name) for name in PlatformOptions.field_names()}
     return JobResources(

@@ -21,7 +21,7 @@ from domyn_swarm.backends.slurm.queue import (
 from domyn_swarm.backends.slurm.scripts import BatchScript
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.preamble import asks_for_gpus, without_gpus
-from domyn_swarm.config.time_limits import time_limit_s
+from domyn_swarm.config.units import time_limit_s
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from domyn_swarm.config.time_limits import time_limit_s
+from domyn_swarm.config.units import time_limit_s
 from domyn_swarm.errors import quantity
 
 QOS_FIELDS = (

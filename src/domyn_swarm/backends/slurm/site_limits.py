@@ -29,8 +29,7 @@ from domyn_swarm.backends.slurm.limits import (
     partition_limits,
     qos_limits,
 )
-from domyn_swarm.config.backends import memory_gb
-from domyn_swarm.config.time_limits import time_limit_s
+from domyn_swarm.config.units import memory_gb, time_limit_s
 from domyn_swarm.planning.plan import DeploymentPlan
 
 Row = dict[str, str]

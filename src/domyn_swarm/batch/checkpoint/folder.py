@@ -114,7 +114,7 @@ class Checkpoint:
     def _cannot_write(self, error: OSError) -> JobError:
         return JobError(
             f"Cannot write the checkpoint {self.folder}: {error.strerror}.",
-            hint="Make room and submit the same job again: what is finished is kept.",
+            hint="Make room and submit the same job again: finished rows are kept.",
         )
 
     def index(self) -> RowIndex:
@@ -181,7 +181,7 @@ class Checkpoint:
             )
         raise CheckpointLost(
             f"The lease of the checkpoint {self.folder} cannot be renewed; this driver stops.",
-            hint="Check that disk and submit the same job again: what is finished is kept.",
+            hint="Check that disk and submit the same job again: finished rows are kept.",
         )
 
     async def keep_held(self) -> None:

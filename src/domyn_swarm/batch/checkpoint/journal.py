@@ -191,7 +191,7 @@ class Journal:
 def _cannot_write(path: Path, error: OSError) -> JobError:
     return JobError(
         f"Cannot write the checkpoint {path}: {error.strerror or error}.",
-        hint="Make room and submit the same job again: what is finished is kept.",
+        hint="Make room and submit the same job again: finished rows are kept.",
     )
 
 

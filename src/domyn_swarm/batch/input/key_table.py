@@ -97,7 +97,7 @@ def _no_room(error: OSError) -> JobError:
     return JobError(
         f"Cannot keep what was read about the rows in a temporary file: {error.strerror or error}.",
         hint="Make room beside the checkpoint, or set TMPDIR to a folder with room: 16 bytes a row "
-        "or more. What is finished is kept.",
+        "or more. Finished rows are kept.",
     )
 
 

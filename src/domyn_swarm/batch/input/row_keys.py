@@ -14,7 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.column_values import WrittenFloat, is_json, python_values, rows_at
+from domyn_swarm.batch.column_values import (
+    WrittenFloat,
+    has_no_null,
+    is_json,
+    python_values,
+    rows_at,
+)
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.key_table import Parts
 from domyn_swarm.errors import InvalidInput
@@ -184,7 +190,10 @@ def _check_plain(values: Sequence[object], column: str, start: int) -> None:
 
 
 def _check_present(values: pa.Array, column: str, start: int) -> None:
-    absent = values.is_null(nan_is_null=pa.types.is_floating(values.type))
+    floats = pa.types.is_floating(values.type)
+    if has_no_null(values) and not floats:
+        return
+    absent = values.is_null(nan_is_null=floats)
     if absent.true_count:
         at = absent.to_pylist().index(True)
         told = "null" if values[at].as_py() is None else "not a number"

@@ -17,6 +17,7 @@ from domyn_swarm.batch.column_values import (
     JSON,
     array,
     flags,
+    has_no_null,
     is_json,
     json_array,
     json_texts,
@@ -188,6 +189,8 @@ def _error(value: RowValue) -> dict[str, Any] | None:
 
 def without_answer(batch: pa.RecordBatch, names: Sequence[str]) -> NDArray[np.bool_]:
     """Which rows are null in every answer column; shape (rows,)."""
+    if any(has_no_null(batch.column(name)) for name in names):
+        return np.zeros(batch.num_rows, np.bool_)
     nulls = [flags(batch.column(name).is_null()) for name in names]
     rows: NDArray[np.bool_] = np.logical_and.reduce(nulls)
     return rows

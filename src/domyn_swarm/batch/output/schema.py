@@ -5,13 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import re
+import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
     TypedDict,
+    TypeGuard,
     Union,
     get_args,
     get_origin,
@@ -21,11 +24,13 @@ from typing import (
 
 import msgspec
 import pyarrow as pa
-from pydantic import BaseModel, ValidationError
 
 from domyn_swarm.batch.column_values import array, is_json, json_of, plain_numbers
 from domyn_swarm.batch.output.open_types import Shape
 from domyn_swarm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 _SCALARS: dict[Any, pa.DataType] = {
     str: pa.string(),
@@ -143,11 +148,19 @@ def _unsupported(annotation: Any) -> ConfigError:  # noqa: ANN401 - a type annot
     )
 
 
+def is_model(kind: object) -> TypeGuard[type[BaseModel]]:
+    """Whether it is a pydantic model. Who has one has loaded pydantic, which costs a job without
+    models a tenth of a second: it is not loaded for this.
+    """
+    pydantic = sys.modules.get("pydantic.main")
+    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+
+
 def fields_of(annotation: Any) -> dict[str, Any] | None:  # noqa: ANN401 - a type annotation
     """The fields of a pydantic model or a typed dictionary, with their types; None for other
     types.
     """
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if is_model(annotation):
         return {name: field.annotation for name, field in annotation.model_fields.items()}
     return get_type_hints(annotation) if is_typeddict(annotation) else None
 
@@ -200,7 +213,10 @@ ERROR_TYPE = pa.struct(
     ]
 )
 
-Declared = Sequence[str] | Mapping[str, Any] | type[BaseModel]
+if TYPE_CHECKING:
+    Declared = Sequence[str] | Mapping[str, Any] | type[BaseModel]
+else:  # without pydantic, as in `is_model`
+    Declared = Sequence[str] | Mapping[str, Any] | type
 """Names, names with types, or a pydantic model."""
 
 
@@ -322,6 +338,8 @@ def _converted(value: Any, kind: Any) -> Any:  # noqa: ANN401 - whatever a job r
 
 
 def _made(model: type[BaseModel], value: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a job returns
+    from pydantic import ValidationError  # here, as in `is_model`
+
     try:
         return model.model_validate(value).model_dump(mode="json")
     except ValidationError as error:
@@ -340,8 +358,10 @@ def _fields(model: type) -> dict[str, Any]:
 
 def _model_of(kind: type, value: Any) -> Any:  # noqa: ANN401 - whatever a job returns
     """The `dec_hook` of msgspec for types that it does not support."""
-    if not issubclass(kind, BaseModel):
+    if not is_model(kind):
         raise TypeError(f"{kind.__name__} has no JSON form")
+    from pydantic import ValidationError  # here, as in `is_model`
+
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -317,7 +317,7 @@ class EndpointGate:
             except Exception as error:
                 raise JobError(
                     f"Cannot ask whether the endpoint {self.url} answers: {error!r}.",
-                    hint="Submit the same job again: what is finished is kept.",
+                    hint="Submit the same job again: finished rows are kept.",
                 ) from error
 
     async def _knock(self) -> None:
@@ -359,7 +359,7 @@ class EndpointGate:
                 continue
             raise JobError(
                 f"{why}. Nobody will answer at {self.url} again.",
-                hint="What is finished is kept. Bring up a swarm again and go on there: "
+                hint="Finished rows are kept. Bring up a swarm again and go on there: "
                 "domyn-swarm job resume JOB --name SWARM",
             )
 

@@ -71,7 +71,7 @@ def stretches(
             part = batch.slice(first, min(most, batch.num_rows - first))
             step = max(1, part.num_rows // _LOOKED_AT)
             at = np.arange(0, part.num_rows, step)
-            items = keys.items(rows_at(part, at))
+            items = keys.items(part if step == 1 else rows_at(part, at))
             pending = np.ones(len(at), np.bool_)
             if index is not None:
                 pending = ~index.match(start, keys.digests(part, start)).found[at]

@@ -73,7 +73,7 @@ class WorkerDeaths:
             return JobError(
                 f"{self._idle} worker processes died one after the other and none of them settled "
                 f"a row; the last ended with exit code {code}.",
-                hint="The job's log says more. What is finished is kept.",
+                hint="The job's log says more. Finished rows are kept.",
             )
         which = f"Row {min(self._suspects)}"
         if len(self._suspects) > 1:
@@ -83,7 +83,7 @@ class WorkerDeaths:
         return JobError(
             f"{which} was with {_MOST + 1} worker processes that died, the last with exit code "
             f"{code}.",
-            hint="The job's log says more. What is finished is kept; with --workers 1 the row that "
+            hint="The job's log says more. Finished rows are kept; with --workers 1 the row that "
             "kills them is easier to find.",
         )
 
