@@ -46,6 +46,10 @@ _AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are a
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _ID_WIDTH, _PATH_WIDTH = 40, 4096
 _PARTITIONS = re.compile(r"^#SBATCH --partition=(\S+)", re.MULTILINE)
+# Without it commands leave out hidden partitions and all that is in them, for who is not root.
+_HIDDEN_TOO = ("--all",)
+_MINE = ("squeue", *_HIDDEN_TOO, "--noheader", "--user", str(os.getuid()))
+_SHOW = ("scontrol", *_HIDDEN_TOO, "--oneliner", "show")
 _NO_NODE = "Requested node configuration is not available"
 
 
@@ -178,7 +182,7 @@ class Slurm:
         return WouldTake(said + tried, warned, away)
 
     def _nodes_away(self) -> int:
-        done = run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])
+        done = run(["sinfo", *_HIDDEN_TOO, "--noheader", "--Node", "--format", "%N %T"])
         return printed.nodes_away(done.stdout)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
@@ -214,9 +218,8 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        command = ["squeue", "--noheader", "--array", "--states=all", "--user", str(os.getuid())]
         fields = f"JobArrayID:{_ID_WIDTH},StdOut:{_PATH_WIDTH}"
-        lines = run([*command, "--Format", fields]).stdout.splitlines()
+        lines = run([*_MINE, "--array", "--states=all", "--Format", fields]).stdout.splitlines()
         found = {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
         return {one: found[one] for one in ids if one in found}
 
@@ -235,8 +238,7 @@ class Slurm:
         self._steps.expect_change()
 
     def _squeue(self, *which: str, form: str) -> JobsById:
-        command = ["squeue", "--noheader", *which, "--user", str(os.getuid()), "--format", form]
-        done = run(command)
+        done = run([*_MINE, *which, "--format", form])
         if done.returncode != 0:
             raise PlatformUnavailable(
                 f"squeue failed: {last_line(done.stderr)}", hint="Ask again in a while."
@@ -348,42 +350,39 @@ class Slurm:
         change = f"ExcNodeList={','.join(nodes)}"
         return run(["scontrol", "update", f"JobId={job}", change]).returncode == 0
 
-    def names(self, what: str) -> set[str]:
-        """The names of Slurm's partitions, or of its nodes.
+    def shown(self, what: str) -> str:
+        """Slurm's partitions, or its nodes, one a line; hidden ones too.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        done = run(["scontrol", "--oneliner", "show", what])
+        done = run([*_SHOW, what])
         if done.returncode != 0:
             raise PlatformUnavailable(
                 f"scontrol failed: {last_line(done.stderr)}", hint="Ask again in a while."
             )
-        return printed.names(what, done.stdout)
+        return done.stdout
 
-    def lines(self, *command: str) -> list[str]:
-        """What a command prints; nothing where it is not there, refuses or does not answer."""
-        try:
-            done = run(command)
-        except (CommandMissing, PlatformUnavailable):
-            return []
-        return done.stdout.splitlines() if done.returncode == 0 else []
+    def names(self, what: str) -> set[str]:
+        """The names of what is `shown`.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        return printed.names(what, self.shown(what))
 
     def gives_whole_nodes(self, partitions: str) -> bool:
         """Whether jobs of a partition share no node with others, whatever they ask for. Of several
         (`a,b`), whichever has room first: whether they do so in each.
         """
-        shown = [
-            run(["scontrol", "--oneliner", "show", "partition", one])
-            for one in partitions.split(",")
-        ]
+        shown = [run([*_SHOW, "partition", one]) for one in partitions.split(",")]
         return all(
             done.returncode == 0 and printed.gives_whole_nodes(done.stdout) for done in shown
         )
 
     def node_address(self, node: str) -> str | None:
         """Where the scheduler itself reaches a node; None when it does not say."""
-        done = run(["scontrol", "--oneliner", "show", "node", node])
+        done = run([*_SHOW, "node", node])
         return printed.node_address(done.stdout) if done.returncode == 0 else None
 
 
