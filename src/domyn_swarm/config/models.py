@@ -349,10 +349,17 @@ class DomynLLMSwarmConfig(Section):
         """Refused here: on a node it would cost an allocation before anybody notices."""
         if value.type != "slurm" or "image" not in info.data:
             return value
+        image = info.data["image"]
         if value.container is None:
-            container = "none" if info.data["image"] is None else "apptainer"
+            container = "none" if image is None else "apptainer"
             return value.model_copy(update={"container": container})
-        if value.container != "none" and info.data["image"] is None:
+        if value.container == "none" and image is not None:
+            raise ValueError(
+                f"container is none, but image is {image}, which only a container runs: remove "
+                "image (write `image: null` where defaults.yaml sets it), or set container to "
+                "what runs it"
+            )
+        if value.container != "none" and image is None:
             raise ValueError(
                 f"container is {value.container}, but there is no image: set image, or write "
                 "container: none when the engine is installed on the nodes"
