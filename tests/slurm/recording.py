@@ -24,6 +24,7 @@ from domyn_swarm.backends.slurm.states import (
     STEP_ACCOUNT_FORMAT,
     STEP_FORMAT,
 )
+from slurm.cgroups import CgroupCluster
 from slurm.cluster import SlurmCluster, slurm_version
 
 _SETTINGS = """\
@@ -187,17 +188,19 @@ def _steps(recording: Recording, cluster: SlurmCluster, job: str) -> None:
     recording.keep("srun-unknown.txt", _srun(cluster, "999999", "true").communicate()[0])
 
 
-def _memory(recording: Recording, cluster: SlurmCluster) -> None:
+def _memory(recording: Recording, cluster: SlurmCluster, how: str = "") -> None:
+    """Of a job and of a step that take more than they have; `how` they are found out."""
     greedy = f'{sys.executable} -c "{_GREEDY}"'
     batch = recording.submit("t/greedy", greedy)
     host = recording.submit("t/host", "sleep 600", "--mem=200M")
     recording.until_state(host, "RUNNING")
     step = _srun(cluster, host, "--mem=100M", sys.executable, "-c", _GREEDY)
-    recording.keep("srun-out-of-memory.txt", step.communicate()[0])
+    recording.keep(f"srun-out-of-memory{how}.txt", step.communicate()[0])
     recording.until(f"the end of {batch}", lambda: recording.state(batch) not in {"RUNNING", ""})
     recording.until_state(batch, "FAILED", "OUT_OF_MEMORY", "CANCELLED")
-    recording.ask("job-out-of-memory.txt", "scontrol", "--oneliner", "show", "job", batch)
-    recording.keep("log-out-of-memory.txt", (cluster.folder / "log/t-greedy.out").read_text())
+    show = ("scontrol", "--oneliner", "show", "job", batch)
+    recording.ask(f"job-out-of-memory{how}.txt", *show)
+    recording.keep(f"log-out-of-memory{how}.txt", (cluster.folder / "log/t-greedy.out").read_text())
     cluster.run("scancel", host)
 
 
@@ -265,10 +268,26 @@ def _without_controller(recording: Recording, cluster: SlurmCluster, job: str) -
     cluster.start_controller()
 
 
+def record_cgroups(folder: Path) -> None:
+    """What is said of kills for memory by the kernel, in a cluster of its own."""
+    if why := CgroupCluster.refusal():
+        print(f"not recorded: kills by control groups: {why}")
+        return
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as made:
+        cluster = CgroupCluster(Path(made), nodes=1)
+        recording = Recording(cluster, folder)
+        try:
+            cluster.start()
+            _memory(recording, cluster, "-by-cgroup")
+        finally:
+            cluster.stop()
+
+
 def main(folder: Path) -> None:
     """Record the installed version."""
     version = ".".join(f"{part:02d}" for part in slurm_version())
     (folder / version).mkdir(parents=True, exist_ok=True)
+    record_cgroups(folder / version)
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as made:
         cluster = SlurmCluster(Path(made), nodes=3, accounting=True, settings=_SETTINGS)
         # 20.11 looks for it in one place alone

@@ -178,8 +178,9 @@ def test_a_step_that_cannot_start_is_refused_in_sruns_words(
 
 
 def test_a_kill_for_memory_is_seen_in_the_logs_of_jobs_and_steps(recorded: Path) -> None:
-    for name in ("log-out-of-memory", "srun-out-of-memory"):
-        assert printed.memory_kill(text(recorded, name)), name
+    for how in ("", "-by-cgroup"):
+        for name in (f"log-out-of-memory{how}", f"srun-out-of-memory{how}"):
+            assert printed.memory_kill(text(recorded, name)), name
     for name in ("log-cancelled", "log-time-limit", "log-preempted", "srun-program"):
         assert printed.memory_kill(text(recorded, name)) is None, name
 
@@ -191,6 +192,7 @@ def test_a_kill_for_memory_is_seen_in_the_logs_of_jobs_and_steps(recorded: Path)
         ("log-time-limit", "DUE TO TIME LIMIT"),
         ("log-preempted", "DUE TO PREEMPTION"),
         ("log-out-of-memory", "exceeded memory limit"),
+        ("log-out-of-memory-by-cgroup", "oom.kill event"),
     ],
 )
 def test_why_slurm_ended_a_job_stands_in_its_log(recorded: Path, name: str, said: str) -> None:

@@ -4,6 +4,8 @@ serve.
 
 from __future__ import annotations
 
+import getpass
+
 from domyn_swarm.backends.slurm.reasons import counted
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.snapshot import ReplicaSnapshot
@@ -69,6 +71,28 @@ def test_gpus_are_not_held_for_an_endpoint_that_waits(up: Up, slurm: SlurmCluste
     assert set(jobs_of(slurm).values()) == {"PENDING"}
     assert f"`scontrol release {waiting}`" in service.status("demo").detail
     slurm.run("scontrol", "release", waiting)
+    until(lambda: service.status("demo").replicas_ready == 2)
+
+
+def test_what_would_run_into_a_maintenance_waits_until_it_is_over_and_says_so(
+    up: Up, slurm: SlurmCluster
+) -> None:
+    made = [
+        "starttime=now+10minutes",
+        "duration=60",
+        "flags=maint",
+        "nodes=ALL",
+        f"users={getpass.getuser()}",
+    ]
+    done = slurm.run("scontrol", "create", "reservation", "reservationname=works", *made)
+    assert done.returncode == 0, done.stderr
+    try:
+        service = up(wait=False)  # for an hour
+        until(lambda: "Reserved for maintenance" in service.status("demo").detail)
+        assert service.status("demo").observed == "queued"
+    finally:
+        done = slurm.run("scontrol", "delete", "reservation=works")
+        assert done.returncode == 0, done.stderr
     until(lambda: service.status("demo").replicas_ready == 2)
 
 
