@@ -8,6 +8,7 @@ and folders are replaced.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import socket
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from domyn_swarm.backends.slurm.limits import ACCOUNT_FIELDS, ASSOCIATION_FIELDS, QOS_FIELDS
+from domyn_swarm.backends.slurm.printed import HISTORY, OUTPUTS_FORMAT, RUNS_FORMAT
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
@@ -106,6 +109,8 @@ def record(cluster: SlurmCluster, folder: Path) -> None:
     recording = Recording(cluster, folder)
     late = recording.submit("t/late", "sleep 600", "--time=1", "--no-requeue")
     _site(recording)
+    _limits(recording)
+    _past(recording)
     _submissions(recording)
     running = recording.submit("t/running", "sleep 600", "--mem=500M", "--cpus-per-task=2")
     recording.until_state(running, "RUNNING")
@@ -127,6 +132,41 @@ def _site(recording: Recording) -> None:
     manager = ("sacctmgr", "--noheader", "--parsable2", "show")
     recording.ask("associations.txt", *manager, "associations", "user=root", "format=Account,QOS")
     recording.ask("qos.txt", *manager, "qos", "format=Name")
+
+
+def _limits(recording: Recording) -> None:
+    """Of a QoS, a user and an account that have each kind of limit."""
+    manage, user = ("sacctmgr", "--immediate"), getpass.getuser()
+    each = ["MaxTRESPerJob=gres/gpu=2,mem=8G", "MaxWall=90", "GrpTRES=cpu=40", "GrpJobs=7"]
+    for words in (
+        ["add", "qos", "bound", *each, "MaxJobsPerUser=3", "MinTRESPerJob=cpu=2"],
+        ["modify", "qos", "bound", "set", "Flags=OverPartQOS", "MaxSubmitJobsPerUser=9"],
+        ["add", "account", "faculty", "GrpTRES=gres/gpu=8"],
+        ["add", "account", "research", "parent=faculty"],
+        ["add", "user", user, "account=research", "MaxJobs=4", "MaxWall=1-00:00:00"],
+    ):
+        done = recording._cluster.run(*manage, *words)
+        assert done.returncode == 0, (words, done)
+    show = ("sacctmgr", "--noheader", "--parsable2", "show")
+    recording.ask("qos-limits.txt", *show, "qos", "name=bound", f"format={','.join(QOS_FIELDS)}")
+    of_user = ("associations", f"user={user}", "account=research")
+    fields = f"format={','.join(ASSOCIATION_FIELDS)}"
+    recording.ask("association-limits.txt", *show, *of_user, fields)
+    of_account = ("associations", "account=faculty", "user=")
+    recording.ask("account-limits.txt", *show, *of_account, f"format={','.join(ACCOUNT_FIELDS)}")
+
+
+def _past(recording: Recording) -> None:
+    """Where a job printed to, and what accounting tells of it once it is over."""
+    job = recording.submit("t/past", "sleep 5", "--job-name=past")
+    listing = ("squeue", "--all", "--noheader", "--array", "--states=all", "--jobs", job)
+    recording.ask("outputs.txt", *listing, "--Format", OUTPUTS_FORMAT)
+    account = ("sacct", "--jobs", job)
+    over = (*account, "--noheader", "--allocations", "--format", "State")
+    recording.until("its end", lambda: "COMPLETED" in recording._cluster.run(*over).stdout)
+    told = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format", RUNS_FORMAT)
+    recording.ask("runs.txt", "env", "SLURM_TIME_FORMAT=%s", *account, *told)
+    recording.ask("history.txt", *HISTORY.split(), "--jobs", job)
 
 
 def _submissions(recording: Recording) -> None:

@@ -44,7 +44,6 @@ _SURELY_S = 1.0
 _MOMENTS_S = 5.0
 _AT_ONCE = 8  # scancel sends ten signals at once, and all that it repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
-_ID_WIDTH, _PATH_WIDTH = 40, 4096
 _PARTITIONS = re.compile(r"^#SBATCH --partition=(\S+)", re.MULTILINE)
 # Without it commands leave out hidden partitions and all that is in them, for who is not root.
 _HIDDEN_TOO = ("--all",)
@@ -218,9 +217,8 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        fields = f"JobArrayID:{_ID_WIDTH},StdOut:{_PATH_WIDTH}"
-        lines = run([*_MINE, "--array", "--states=all", "--Format", fields]).stdout.splitlines()
-        found = {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
+        done = run([*_MINE, "--array", "--states=all", "--Format", printed.OUTPUTS_FORMAT])
+        found = printed.outputs(done.stdout)
         return {one: found[one] for one in ids if one in found}
 
     def steps(self, at_most_s: float = math.inf) -> JobsById:

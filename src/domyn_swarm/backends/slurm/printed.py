@@ -86,6 +86,12 @@ def cluster_name(config: str) -> str | None:
     return named[1].lower() if named else None
 
 
+def settings(config: str) -> dict[str, str]:
+    """What `scontrol show config` shows, by its names."""
+    pairs = (line.partition("=") for line in config.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def names(what: str, listing: str) -> set[str]:
     """The names in `scontrol --oneliner show partition` (or `node`: `what`)."""
     return set(re.findall(rf"^{what.capitalize()}Name=(\S+)", listing, re.MULTILINE))
@@ -129,6 +135,16 @@ def memory_kill(log: str) -> str | None:
     """
     line = _MEMORY_KILL.search(log)
     return line[0] if line else None
+
+
+_ID_WIDTH, _PATH_WIDTH = 40, 4096
+OUTPUTS_FORMAT = f"JobArrayID:{_ID_WIDTH},StdOut:{_PATH_WIDTH}"
+
+
+def outputs(text: str) -> dict[str, str]:
+    """The files that jobs and tasks print to, by their ids, of `squeue` with `OUTPUTS_FORMAT`."""
+    lines = text.splitlines()
+    return {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
 
 
 RUNS_FORMAT = "JobID,Start,End,JobName%200"

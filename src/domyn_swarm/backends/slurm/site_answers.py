@@ -65,8 +65,7 @@ class SiteAnswers:
     @cached_property
     def settings(self) -> dict[str, str]:
         """What the site has configured, by the names of `scontrol show config`."""
-        pairs = (line.partition("=") for line in self._lines("scontrol", "show", "config"))
-        return {name.strip(): value.strip() for name, _, value in pairs}
+        return printed.settings("\n".join(self._lines("scontrol", "show", "config")))
 
     def default_account(self) -> str | None:
         """The user's; None: it is not known."""
