@@ -213,6 +213,24 @@ def test_why_slurm_ended_a_job_stands_in_its_log(recorded: Path, name: str, said
 
 
 @pytest.mark.parametrize(
+    ("name", "cancelled"),
+    [
+        ("log-cancelled", True),
+        ("log-time-limit", False),
+        ("log-preempted", False),
+        ("srun-program", False),
+    ],
+)
+def test_what_somebody_cancelled_is_told_from_what_ended_for_another_reason(
+    recorded: Path, name: str, *, cancelled: bool
+) -> None:
+    log = text(recorded, name)
+    [job] = re.findall(r"\*\*\* (?:JOB|STEP) (\d+)", log) or ["1"]
+    assert printed.cancelled(log, job) is cancelled
+    assert not printed.cancelled(log, f"{job}1")
+
+
+@pytest.mark.parametrize(
     ("line", "killed"),
     [
         ("slurmstepd: error: Exceeded job memory limit", True),

@@ -129,6 +129,14 @@ def end_by_slurm(log: str) -> str | None:
     return memory_kill(log) or (cancelled[-1] if cancelled else None)
 
 
+def cancelled(log: str, job: str) -> bool:
+    """Whether Slurm says in a job's output, or `srun` in a step's, that somebody cancelled it, and
+    no more than that. From 26.05 on it names the signal as well.
+    """
+    said = rf"error: \*\*\* (?:JOB|STEP) {re.escape(job)}\b.* CANCELLED AT \S+"
+    return re.search(rf"{said}(?: DUE to SIGNAL [\w ]+)? \*\*\*", log) is not None
+
+
 def memory_kill(log: str) -> str | None:
     """The line by which Slurm says in a job's output, or `srun` in a step's, that something of it
     was killed for its memory.
