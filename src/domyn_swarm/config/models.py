@@ -351,13 +351,10 @@ class DomynLLMSwarmConfig(Section):
             return value
         image = info.data["image"]
         if value.container is None:
-            container = "none" if image is None else "apptainer"
-            return value.model_copy(update={"container": container})
+            return value.model_copy(update={"container": "none" if image is None else "apptainer"})
         if value.container == "none" and image is not None:
             raise ValueError(
-                f"container is none, but image is {image}, which only a container runs: remove "
-                "image (write `image: null` where defaults.yaml sets it), or set container to "
-                "what runs it"
+                f"container is none, but image is {image}: write `image: null`, or what runs it"
             )
         if value.container != "none" and image is None:
             raise ValueError(
