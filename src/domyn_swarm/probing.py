@@ -11,6 +11,7 @@ module (`watchdog`, `follower`, `backends.node_report`, engines' servers) have l
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -186,7 +187,9 @@ def _plain_answer(url: str, key: str | None, timeout_s: float) -> bytes | None:
                 from email.message import Message
                 from urllib.error import HTTPError
 
-                raise HTTPError(url, int(code), reason, Message(), None)
+                refusal = HTTPError(url, int(code), reason, Message(), io.BytesIO())
+                refusal.close()  # Python from 3.14 on warns of one that is left open
+                raise refusal
             length = int(fields.get("content-length", _LONGEST_ANSWER))
             body = reply.read(min(length, _LONGEST_ANSWER))
     if "content-length" in fields and len(body) < min(length, _LONGEST_ANSWER):

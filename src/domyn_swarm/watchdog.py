@@ -417,6 +417,7 @@ class Engine:
         self.phases = Phases(spec.start_phases, spec.engine_log, size)
         self._reads: dict[int, int] = {}
         self._reads_at = 0.0
+        self._memory_kills = memory_kills()
         try:
             self._process = subprocess.Popen(
                 filled,
@@ -473,6 +474,10 @@ class Engine:
         size = self._sizes[-1][1]
         self._well_at, self._well_next = self._well_next or size, size
 
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel has killed for memory here since it began."""
+        return memory_kills() > self._memory_kills
+
     def last_words(self, lately: bool) -> str:
         """The end of its output since it last answered correctly or began; `lately`: just before
         its end.
@@ -483,6 +488,27 @@ class Engine:
             file.seek(max(begin, size - LOG_TAIL_BYTES))
             return file.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
         return ""
+
+
+def memory_kills(own: str = "/proc/self/cgroup", mounted: str = "/sys/fs/cgroup") -> int:
+    """How often the kernel has killed a process of this one's control group because the memory of
+    the group, or of one above it, was full; 0 where it does not say.
+    """
+    with contextlib.suppress(OSError, ValueError), open(own, encoding="utf-8") as groups:
+        for line in groups:
+            _, kinds, group = line.rstrip("\n").split(":", 2)
+            if not kinds:
+                place, name = mounted, "memory.events"
+            elif "memory" in kinds.split(","):
+                place, name = mounted + "/memory", "memory.oom_control"
+            else:
+                continue
+            for folder in (place + group, place):  # a container may see its own as the first one
+                with contextlib.suppress(OSError), open(folder + "/" + name, "rb") as file:
+                    counts = dict(one.split()[:2] for one in file if len(one.split()) > 1)
+                    if b"oom_kill" in counts:
+                        return int(counts[b"oom_kill"])
+    return 0
 
 
 def group_reads(group: int) -> dict[int, int]:
@@ -603,6 +629,8 @@ class Watchdog:
         if why:  # what only makes programs give up has not made this one
             known = known if known and known["retryable"] else None
         reason = why or ended_as(code)
+        if not why and code == 128 + signal.SIGKILL and engine.killed_for_memory():
+            reason += " for its memory: raise memory_gb, or load a smaller model"
         if known is not None:
             reason = known["cause"] + (" (%s)" % why if why else "")
         hopeless = known is not None and not known["retryable"] and not served

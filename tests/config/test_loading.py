@@ -249,7 +249,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "backend.exclude_nodes": ("n9", "n9"),
     "backend.modules": ("[cuda/12.10]", ("cuda/12.10",)),
     "backend.preamble": ("['#SBATCH --x=$(y)']", ("#SBATCH --x=$(y)",)),
-    "backend.container": ("none", "none"),
+    "backend.container": ("enroot", "enroot"),
     "backend.container_args": ("[--nv]", ("--nv",)),
     "backend.mounts": ("{/a: /b}", {"/a": "/b"}),
     "backend.venv_path": ("/venv", "/venv"),
@@ -520,7 +520,7 @@ def test_overrides_that_are_none(text: str, file: Path) -> None:
     ("image", "container", "runs_it"),
     [
         *((None, None, "none"), ("/i.sif", None, "apptainer"), ("/i.sif", "enroot", "enroot")),
-        *(("/i.sif", "none", "none"), (None, "none", "none")),
+        (None, "none", "none"),
     ],
 )
 def test_a_container_is_used_where_there_is_an_image(
@@ -538,6 +538,21 @@ def test_a_container_without_an_image_is_refused_before_nodes_are_held_for_it(fi
     overrides = ["backend={type: slurm, partition: p, container: pyxis}"]
     with pytest.raises(ConfigError, match="container is pyxis, but there is no image: set image"):
         load(file, overrides=overrides)
+
+
+def test_an_image_that_nothing_runs_is_refused_unless_it_is_set_aside(
+    file: Path, swarm_home: Path
+) -> None:
+    swarm_home.mkdir()
+    (swarm_home / "defaults.yaml").write_text("image: /site.sif\n")
+    native = "model: m\nbackend: {type: slurm, partition: p, container: none}\n"
+    file.write_text(native)
+    with pytest.raises(ConfigError, match=r"but image is /site\.sif: write `image: null`"):
+        load(file)
+    file.write_text(f"{native}image: null\n")
+    config = load(file).config
+    assert isinstance(config.backend, SlurmConfig)
+    assert (config.image, config.backend.container) == (None, "none")
 
 
 @pytest.mark.parametrize(

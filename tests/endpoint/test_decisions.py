@@ -532,3 +532,27 @@ def test_the_endpoint_is_told_no_model_and_no_key(
         "version": 1,
         "workers": [{"url": "http://a:1"}],
     }
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "counted"),
+    [
+        ("0::/job_7/step_0\n", "job_7/step_0/memory.events", "low 0\noom 5\noom_kill 3\n"),
+        (
+            "9:name=systemd:/\n4:cpu,memory:/slurm_n1/job_7\n0::/\n",
+            "memory/slurm_n1/job_7/memory.oom_control",
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+        ),
+        ("4:memory:/of/the/host\n", "memory/memory.oom_control", "oom_kill 3\n"),
+    ],
+)
+def test_the_kernels_kills_for_memory_are_counted_in_both_kinds_of_groups(
+    tmp_path: Path, groups: str, file: str, counted: str
+) -> None:
+    (own := tmp_path / "cgroup").write_text(groups)
+    (mounted := tmp_path / "mounted").mkdir()
+    assert watchdog.memory_kills(str(own), str(mounted)) == 0  # nothing is said
+    (mounted / file).parent.mkdir(parents=True, exist_ok=True)
+    (mounted / file).write_text(counted)
+    assert watchdog.memory_kills(str(own), str(mounted)) == 3
+    assert watchdog.memory_kills(str(tmp_path / "no"), str(mounted)) == 0

@@ -30,6 +30,7 @@ HEALTHY: dict[str, Any] = {
     "gpus": {"gpus": ["NVIDIA H200, 570.1, 143771 MiB"], "error": None},
     "proxies": [],
     "variables": [],
+    "other": None,
 }
 CALL = Call("10.0.0.1", None, 0.01)
 
@@ -120,3 +121,47 @@ def test_calls_and_clocks(plan: DeploymentPlan) -> None:
     for ahead_s, said in ((60.0, "60 s ahead of"), (-7.2, "7 s behind")):
         assert said in wrong(plan, {}, Call("n1", None, ahead_s))["node: clock"]
     assert wrong(plan, {}, Call("n1", None, 4.0)) == {}
+
+
+def seen(address: str, *, error: str | None = None, unknown: str | None = None) -> dict[str, Any]:
+    """What one of two nodes found of the other."""
+    return {"address": address, "error": error, "name": {"error": unknown}}
+
+
+@pytest.mark.parametrize(
+    ("there", "back", "said"),
+    [
+        (seen("10.0.0.2"), seen("10.0.0.1"), None),
+        (seen("127.0.0.1", unknown="no"), seen("127.0.0.1"), None),
+        (
+            seen("10.0.0.2", error="Connection refused"),
+            seen("10.0.0.1"),
+            "failed: n1 cannot call n2 at 10.0.0.2: Connection refused",
+        ),
+        (
+            seen("10.0.0.2"),
+            seen("10.0.0.1", error="timed out"),
+            "failed: n2 cannot call n1 at 10.0.0.1: timed out",
+        ),
+        (
+            seen("10.0.0.2"),
+            seen("10.0.0.1", unknown="Name or service not known"),
+            "warning: n1 is not known by its name on n2: Name or service not known",
+        ),
+    ],
+)
+def test_two_nodes_reach_each_other_or_the_one_that_does_not_is_named(
+    plan: DeploymentPlan, there: dict[str, Any], back: dict[str, Any], said: str | None
+) -> None:
+    other = {"error": None, "node": "n2", "there": there, "back": back}
+    found = wrong(plan, {"other": other})
+    assert found == ({} if said is None else {"node: other node": said})
+
+
+def test_a_second_node_on_which_nothing_runs_is_named_with_what_srun_said(
+    plan: DeploymentPlan,
+) -> None:
+    other = {"error": "srun: error: no", "node": None, "there": None, "back": None}
+    [(name, said)] = wrong(plan, {"other": other}).items()
+    assert name == "node: other node"
+    assert said == "failed: our program did not run on a second node: srun: error: no"

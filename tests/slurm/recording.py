@@ -8,6 +8,7 @@ and folders are replaced.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import socket
@@ -18,12 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from domyn_swarm.backends.slurm.limits import ACCOUNT_FIELDS, ASSOCIATION_FIELDS, QOS_FIELDS
+from domyn_swarm.backends.slurm.printed import HISTORY, OUTPUTS_FORMAT, RUNS_FORMAT
 from domyn_swarm.backends.slurm.states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
     STEP_ACCOUNT_FORMAT,
     STEP_FORMAT,
 )
+from slurm.cgroups import CgroupCluster
 from slurm.cluster import SlurmCluster, slurm_version
 
 _SETTINGS = """\
@@ -105,6 +109,8 @@ def record(cluster: SlurmCluster, folder: Path) -> None:
     recording = Recording(cluster, folder)
     late = recording.submit("t/late", "sleep 600", "--time=1", "--no-requeue")
     _site(recording)
+    _limits(recording)
+    _past(recording)
     _submissions(recording)
     running = recording.submit("t/running", "sleep 600", "--mem=500M", "--cpus-per-task=2")
     recording.until_state(running, "RUNNING")
@@ -126,6 +132,41 @@ def _site(recording: Recording) -> None:
     manager = ("sacctmgr", "--noheader", "--parsable2", "show")
     recording.ask("associations.txt", *manager, "associations", "user=root", "format=Account,QOS")
     recording.ask("qos.txt", *manager, "qos", "format=Name")
+
+
+def _limits(recording: Recording) -> None:
+    """Of a QoS, a user and an account that have each kind of limit."""
+    manage, user = ("sacctmgr", "--immediate"), getpass.getuser()
+    each = ["MaxTRESPerJob=gres/gpu=2,mem=8G", "MaxWall=90", "GrpTRES=cpu=40", "GrpJobs=7"]
+    for words in (
+        ["add", "qos", "bound", *each, "MaxJobsPerUser=3", "MinTRESPerJob=cpu=2"],
+        ["modify", "qos", "bound", "set", "Flags=OverPartQOS", "MaxSubmitJobsPerUser=9"],
+        ["add", "account", "faculty", "GrpTRES=gres/gpu=8"],
+        ["add", "account", "research", "parent=faculty"],
+        ["add", "user", user, "account=research", "MaxJobs=4", "MaxWall=1-00:00:00"],
+    ):
+        done = recording._cluster.run(*manage, *words)
+        assert done.returncode == 0, (words, done)
+    show = ("sacctmgr", "--noheader", "--parsable2", "show")
+    recording.ask("qos-limits.txt", *show, "qos", "name=bound", f"format={','.join(QOS_FIELDS)}")
+    of_user = ("associations", f"user={user}", "account=research")
+    fields = f"format={','.join(ASSOCIATION_FIELDS)}"
+    recording.ask("association-limits.txt", *show, *of_user, fields)
+    of_account = ("associations", "account=faculty", "user=")
+    recording.ask("account-limits.txt", *show, *of_account, f"format={','.join(ACCOUNT_FIELDS)}")
+
+
+def _past(recording: Recording) -> None:
+    """Where a job printed to, and what accounting tells of it once it is over."""
+    job = recording.submit("t/past", "sleep 5", "--job-name=past")
+    listing = ("squeue", "--all", "--noheader", "--array", "--states=all", "--jobs", job)
+    recording.ask("outputs.txt", *listing, "--Format", OUTPUTS_FORMAT)
+    account = ("sacct", "--jobs", job)
+    over = (*account, "--noheader", "--allocations", "--format", "State")
+    recording.until("its end", lambda: "COMPLETED" in recording._cluster.run(*over).stdout)
+    told = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format", RUNS_FORMAT)
+    recording.ask("runs.txt", "env", "SLURM_TIME_FORMAT=%s", *account, *told)
+    recording.ask("history.txt", *HISTORY.split(), "--jobs", job)
 
 
 def _submissions(recording: Recording) -> None:
@@ -187,17 +228,19 @@ def _steps(recording: Recording, cluster: SlurmCluster, job: str) -> None:
     recording.keep("srun-unknown.txt", _srun(cluster, "999999", "true").communicate()[0])
 
 
-def _memory(recording: Recording, cluster: SlurmCluster) -> None:
+def _memory(recording: Recording, cluster: SlurmCluster, how: str = "") -> None:
+    """Of a job and of a step that take more than they have; `how` they are found out."""
     greedy = f'{sys.executable} -c "{_GREEDY}"'
     batch = recording.submit("t/greedy", greedy)
     host = recording.submit("t/host", "sleep 600", "--mem=200M")
     recording.until_state(host, "RUNNING")
     step = _srun(cluster, host, "--mem=100M", sys.executable, "-c", _GREEDY)
-    recording.keep("srun-out-of-memory.txt", step.communicate()[0])
+    recording.keep(f"srun-out-of-memory{how}.txt", step.communicate()[0])
     recording.until(f"the end of {batch}", lambda: recording.state(batch) not in {"RUNNING", ""})
     recording.until_state(batch, "FAILED", "OUT_OF_MEMORY", "CANCELLED")
-    recording.ask("job-out-of-memory.txt", "scontrol", "--oneliner", "show", "job", batch)
-    recording.keep("log-out-of-memory.txt", (cluster.folder / "log/t-greedy.out").read_text())
+    show = ("scontrol", "--oneliner", "show", "job", batch)
+    recording.ask(f"job-out-of-memory{how}.txt", *show)
+    recording.keep(f"log-out-of-memory{how}.txt", (cluster.folder / "log/t-greedy.out").read_text())
     cluster.run("scancel", host)
 
 
@@ -265,10 +308,26 @@ def _without_controller(recording: Recording, cluster: SlurmCluster, job: str) -
     cluster.start_controller()
 
 
+def record_cgroups(folder: Path) -> None:
+    """What is said of kills for memory by the kernel, in a cluster of its own."""
+    if why := CgroupCluster.refusal():
+        print(f"not recorded: kills by control groups: {why}")
+        return
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as made:
+        cluster = CgroupCluster(Path(made), nodes=1)
+        recording = Recording(cluster, folder)
+        try:
+            cluster.start()
+            _memory(recording, cluster, "-by-cgroup")
+        finally:
+            cluster.stop()
+
+
 def main(folder: Path) -> None:
     """Record the installed version."""
     version = ".".join(f"{part:02d}" for part in slurm_version())
     (folder / version).mkdir(parents=True, exist_ok=True)
+    record_cgroups(folder / version)
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as made:
         cluster = SlurmCluster(Path(made), nodes=3, accounting=True, settings=_SETTINGS)
         # 20.11 looks for it in one place alone

@@ -6,35 +6,45 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from command_line import PROGRAM
 from domyn_swarm.config import dump_yaml
 from domyn_swarm.errors import LaunchError
 from domyn_swarm.services.doctor import examine
+from other_hosts import need_namespaces
+from patience import limit_s
 from slurm.cluster import SlurmCluster
 from slurm.swarms import bring_up, config, jobs_of
 
 KNOWN_BY_NAME = """#!/bin/sh
-case "$*" in
-*"show node "*) for word; do node=$word; done; echo "NodeName=$node NodeAddr=$node.invalid" ;;
-*) exec {real} "$@" ;;
-esac
+{real} "$@" | sed -E 's/^NodeName=([^ ]+) (.*)NodeAddr=[^ ]+/NodeName=\\1 \\2NodeAddr=\\1.invalid/'
 """
 
 
 def test_a_home_that_the_nodes_do_not_see_is_the_cause_that_is_told(
-    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: SlurmCluster, tmp_path: Path, swarm_home: Path
 ) -> None:
-    """By a path that means this folder to this process alone."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DOMYN_SWARM_HOME", "/proc/self/cwd/home")
-    with pytest.raises(LaunchError) as told:
-        bring_up(config())
-    assert "could not write its log into /proc/self/cwd/home" in told.value.message
-    assert "DOMYN_SWARM_HOME" in told.value.message
-    assert told.value.hint == ""  # there is no log to see
+    need_namespaces()
+    path = tmp_path / "swarm.yaml"
+    path.write_text(dump_yaml(config()))
+    swarm_home.mkdir()
+    inside = f"mount -t tmpfs none '{swarm_home}' && exec '{PROGRAM}' up -c '{path}'"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", inside],
+        capture_output=True,
+        text=True,
+        timeout=2 * limit_s(),
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"could not write its log into {swarm_home}" in said
+    assert "DOMYN_SWARM_HOME" in said
+    assert "endpoint.log" not in said.split("could not write its log into")[1]  # there is none
     assert jobs_of(slurm) == {}
 
 

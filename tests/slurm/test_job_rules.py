@@ -247,6 +247,11 @@ def test_what_slurm_has_forgotten_stands_in_the_jobs_log(
     [
         ("*** STEP {} ON n1 CANCELLED AT 2026-11-30T10:00:00 ***", None, JobStatus.CANCELLED),
         ("*** STEP {} ON n1 CANCELLED AT 2026-11-30T10:00:00 ***", 3, JobStatus.FAILED),
+        (
+            "*** STEP {} ON n1 CANCELLED AT 2026-11-30T10:00:00 DUE to SIGNAL Killed ***",
+            None,
+            JobStatus.CANCELLED,
+        ),
         ("srun: forcing job termination", None, JobStatus.FAILED),
         ("srun: forcing job termination", 143, JobStatus.FAILED),  # nobody cancelled it
     ],

@@ -132,6 +132,12 @@ def test_doctor_names_each_problem_and_its_fix(slurm: SlurmCluster, tmp_path: Pa
     assert "there is no 'nowhere'" in done.stdout
 
 
+def test_doctor_names_what_only_a_container_would_take(slurm: SlurmCluster, tmp_path: Path) -> None:
+    path = written(tmp_path, backend={"mounts": {"/scratch": "/scratch"}})
+    [one] = [one for one in examine(path).checks if one.name == "container"]
+    assert (one.status, one.detail.split(":")[0]) == ("warning", "backend.mounts")
+
+
 def test_doctor_knows_each_of_several_partitions(slurm: SlurmCluster, tmp_path: Path) -> None:
     several = {"partition": "whole,main", "endpoint": {"partition": "urgent,main"}}
     seen = found(written(tmp_path, gpus_per_replica=2, backend=several))

@@ -24,7 +24,7 @@ with DomynLLMSwarm(DomynLLMSwarmConfig.read(Path(sys.argv[1]))):
     pass
 """
 BEFORE_THE_FIRST_JOB = [
-    "scontrol --oneliner show partition main",
+    "scontrol --all --oneliner show partition main",
     "scontrol show config",
     "sbatch --test-only endpoint.sh",
     "sbatch --test-only replicas.sh",
@@ -62,6 +62,20 @@ def test_up_plans_once(slurm: SlurmCluster, tmp_path: Path) -> None:
     assert audit.times_opened(file.with_suffix(".j2")) == 2  # two scripts, each rendered once
     assert asked_before_submitting(audit) == BEFORE_THE_FIRST_JOB
     assert len(submitted(audit)) == 2
+
+
+def test_doctor_asks_a_site_each_question_once(slurm: SlurmCluster, tmp_path: Path) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(dump_yaml(config(backend={"partition": "main,whole", "qos": "normal"})))
+    audit = audited_command("doctor", "-c", path, folder=tmp_path)
+    asked = [" ".join(one) for one in audit.commands if one[0] in ("scontrol", "sacctmgr")]
+    planned = [one for one in asked if "show partition " in one]  # the plan's, of each by its name
+    assert [one.split()[-1] for one in planned] == ["main", "whole"]
+    assert len([one for one in asked if one.endswith("show partition")]) == 1
+    about_nodes = [one for one in asked if "show node" in one]
+    once = [one for one in asked if one not in about_nodes]
+    assert "scontrol show config" in once
+    assert sorted(once) == sorted(set(once))
 
 
 def test_a_pool_plans_each_swarm_once(slurm: SlurmCluster, tmp_path: Path) -> None:

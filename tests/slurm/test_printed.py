@@ -12,6 +12,17 @@ import pytest
 
 from domyn_swarm.backends.slurm import printed
 from domyn_swarm.backends.slurm.invocation import _UNREACHABLE
+from domyn_swarm.backends.slurm.limits import (
+    ACCOUNT_FIELDS,
+    ASSOCIATION_FIELDS,
+    QOS_FIELDS,
+    account_limits,
+    association_limits,
+    goes_first,
+    partition_findings,
+    partition_limits,
+    qos_limits,
+)
 from domyn_swarm.backends.slurm.states import (
     OwnEnd,
     SlurmJob,
@@ -186,8 +197,9 @@ def test_a_step_that_cannot_start_is_refused_in_sruns_words(
 
 
 def test_a_kill_for_memory_is_seen_in_the_logs_of_jobs_and_steps(recorded: Path) -> None:
-    for name in ("log-out-of-memory", "srun-out-of-memory"):
-        assert printed.memory_kill(text(recorded, name)), name
+    for how in ("", "-by-cgroup"):
+        for name in (f"log-out-of-memory{how}", f"srun-out-of-memory{how}"):
+            assert printed.memory_kill(text(recorded, name)), name
     for name in ("log-cancelled", "log-time-limit", "log-preempted", "srun-program"):
         assert printed.memory_kill(text(recorded, name)) is None, name
 
@@ -199,12 +211,31 @@ def test_a_kill_for_memory_is_seen_in_the_logs_of_jobs_and_steps(recorded: Path)
         ("log-time-limit", "DUE TO TIME LIMIT"),
         ("log-preempted", "DUE TO PREEMPTION"),
         ("log-out-of-memory", "exceeded memory limit"),
+        ("log-out-of-memory-by-cgroup", "oom.kill event"),
     ],
 )
 def test_why_slurm_ended_a_job_stands_in_its_log(recorded: Path, name: str, said: str) -> None:
     line = printed.end_by_slurm(f"of the program\n{text(recorded, name)}and more\n")
     assert line is not None
     assert re.search(said, line)
+
+
+@pytest.mark.parametrize(
+    ("name", "cancelled"),
+    [
+        ("log-cancelled", True),
+        ("log-time-limit", False),
+        ("log-preempted", False),
+        ("srun-program", False),
+    ],
+)
+def test_what_somebody_cancelled_is_told_from_what_ended_for_another_reason(
+    recorded: Path, name: str, *, cancelled: bool
+) -> None:
+    log = text(recorded, name)
+    [job] = re.findall(r"\*\*\* (?:JOB|STEP) (\d+)", log) or ["1"]
+    assert printed.cancelled(log, job) is cancelled
+    assert not printed.cancelled(log, f"{job}1")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +263,55 @@ def test_a_controller_that_is_away_is_known_by_every_command(recorded: Path) -> 
     assert len(files) == 5
     unknown = [one.name for one in files if not _UNREACHABLE.search(one.read_text("utf-8"))]
     assert unknown == []
+
+
+def row_of(fields: tuple[str, ...], recorded: Path, name: str) -> dict[str, str]:
+    [line] = text(recorded, name).splitlines()
+    return dict(zip(fields, line.split("|"), strict=True))
+
+
+def test_what_sacctmgr_tells_of_limits(recorded: Path) -> None:
+    bound = row_of(QOS_FIELDS, recorded, "qos-limits")
+    assert bound["Flags"] == "OverPartQOS"
+    qos = qos_limits(bound)
+    assert qos.job == {"gres/gpu": 2.0, "mem": 8192.0}
+    assert qos.least == {"cpu": 2.0}
+    assert qos.shared == ({}, {"cpu": 40.0})
+    assert (qos.wall_s, qos.jobs, qos.submitted) == (5400.0, 3.0, 9.0)
+    assert not qos.over_partition
+    user = association_limits(row_of(ASSOCIATION_FIELDS, recorded, "association-limits"))
+    assert (user.name, user.wall_s, user.jobs) == ("your account research", 86_400.0, 4.0)
+    account = account_limits(row_of(ACCOUNT_FIELDS, recorded, "account-limits"))
+    assert account.shared == ({"gres/gpu": 8.0},)
+    assert account.jobs is None
+
+
+def test_what_scontrol_tells_of_partitions_against_jobs(recorded: Path) -> None:
+    short, main = (text(recorded, f"partition-{one}") for one in ("short", "main"))
+    assert partition_limits(short).wall_s == 60.0
+    assert partition_limits(main).wall_s is None
+    for shown in (short, main):
+        assert list(partition_findings(shown, "research", "normal")) == []
+        assert goes_first(shown) is None
+
+
+def test_what_the_site_has_configured(recorded: Path) -> None:
+    settings = printed.settings(text(recorded, "config"))
+    assert settings["ClusterName"] == "test"
+    assert settings["MaxArraySize"] == "1001"
+    assert settings["AccountingStorageType"] == "accounting_storage/slurmdbd"
+    assert settings["AccountingStorageEnforce"] == "none"
+
+
+def test_where_jobs_print_to_and_when_they_ran(recorded: Path) -> None:
+    [(job, file)] = printed.outputs(text(recorded, "outputs")).items()
+    assert (job.isdecimal(), file) == (True, "/cluster/log/t-past.out")
+    [(began, ended)] = printed.runs(text(recorded, "runs"), "past")[job]
+    assert ended is not None
+    assert ended > began
+    assert printed.runs(text(recorded, "runs"), "another") == {}
+    [past] = printed.history(text(recorded, "history"))
+    assert (past.state, past.waited_s >= 0, past.lasted_s > 0) == ("COMPLETED", True, True)
 
 
 def test_an_answer_without_words_is_told_as_such() -> None:

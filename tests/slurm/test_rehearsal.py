@@ -82,6 +82,39 @@ def test_a_node_reports_what_swarms_will_meet(
     until(lambda: left(slurm, swarm_home) == (set(), []))
 
 
+def test_where_replicas_span_nodes_two_of_them_call_each_other(
+    slurm: SlurmCluster, tmp_path: Path, swarm_home: Path
+) -> None:
+    found, _ = rehearsed(written(tmp_path))
+    assert "node: other node" not in found
+
+    path = written(tmp_path, gpus_per_replica=8, backend={"node_list": "n[2-3]"})
+    found, _ = rehearsed(path)
+    both = found["node: other node"]
+    assert both.status == "ok", both
+    assert both.detail == "n2 and n3 call each other at ports of ours"
+    until(lambda: left(slurm, swarm_home) == (set(), []))
+
+
+def test_a_second_node_that_does_not_see_the_home_says_so(
+    slurm: SlurmCluster, tmp_path: Path, swarm_home: Path
+) -> None:
+    need_namespaces()
+    path = written(tmp_path, gpus_per_replica=8, backend={"node_list": "n[2-3]"})
+    there = slurm.network.inside("n3", slurm.folder)
+    if not there:
+        pytest.skip("its nodes share one file system: they have no namespaces")
+    swarm_home.mkdir()
+    subprocess.run([*there, "mount", "-t", "tmpfs", "none", str(swarm_home)], check=True)
+    try:
+        found, _ = rehearsed(path)
+    finally:
+        subprocess.run([*there, "umount", str(swarm_home)], check=True)
+    assert found["node"].status == "ok"
+    assert found["node: other node"].status == "failed"
+    assert "No such file or directory" in found["node: other node"].detail
+
+
 def test_gpus_are_asked_for_on_request_alone(
     slurm: SlurmCluster, tmp_path: Path, swarm_home: Path
 ) -> None:
@@ -198,6 +231,8 @@ def asked(folder: Path, **more: Any) -> Mapping[str, Any]:
         "runtime": None,
         "image": None,
         "gpus": False,
+        "other_node": None,
+        "address_program": None,
         "listens_s": limit_s(),
         **more,
     }

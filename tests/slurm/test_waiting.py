@@ -4,16 +4,22 @@ serve.
 
 from __future__ import annotations
 
+import getpass
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from domyn_swarm.backends.slurm.printed import start_time
 from domyn_swarm.backends.slurm.reasons import counted
+from domyn_swarm.config import dump_yaml
+from domyn_swarm.services.doctor import examine
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.snapshot import ReplicaSnapshot
 from slurm.cluster import SlurmCluster
-from slurm.swarms import Up, endpoint_job, jobs_of, node_of, taking_nothing, task, until
+from slurm.swarms import Up, config, endpoint_job, jobs_of, node_of, taking_nothing, task, until
 
 
 def row(index: int) -> ReplicaSnapshot:
@@ -98,6 +104,34 @@ def test_gpus_are_not_held_for_an_endpoint_that_waits(up: Up, slurm: SlurmCluste
     assert set(jobs_of(slurm).values()) == {"PENDING"}
     assert f"`scontrol release {waiting}`" in service.status("demo").detail
     slurm.run("scontrol", "release", waiting)
+    until(lambda: service.status("demo").replicas_ready == 2)
+
+
+def test_what_would_run_into_a_maintenance_waits_until_it_is_over_and_says_so(
+    up: Up, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    over = datetime.now() + timedelta(minutes=70)
+    made = [
+        "starttime=now+10minutes",
+        "duration=60",
+        "flags=maint",
+        "nodes=ALL",
+        f"users={getpass.getuser()}",
+    ]
+    done = slurm.run("scontrol", "create", "reservation", "reservationname=works", *made)
+    assert done.returncode == 0, done.stderr
+    try:
+        (path := tmp_path / "swarm.yaml").write_text(dump_yaml(config()))
+        told = [one.detail for one in examine(path).checks if one.name == "rehearsal"]
+        starts = [datetime.fromisoformat(str(start_time(one))) for one in told]
+        assert len(starts) == 2
+        assert min(starts) >= over - timedelta(minutes=1)
+        service = up(wait=False)  # for an hour
+        until(lambda: "Reserved for maintenance" in service.status("demo").detail)
+        assert service.status("demo").observed == "queued"
+    finally:
+        done = slurm.run("scontrol", "delete", "reservation=works")
+        assert done.returncode == 0, done.stderr
     until(lambda: service.status("demo").replicas_ready == 2)
 
 

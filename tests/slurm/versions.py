@@ -43,6 +43,9 @@ mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+# No name server is reached: what its absence means is "ask again", not that a name is unknown.
+sed 's/^hosts:.*/hosts: files/' "$root/etc/nsswitch.conf" > "$root/tmp/nsswitch.conf"
+mount --bind "$root/tmp/nsswitch.conf" "$root/etc/nsswitch.conf"
 # Daemons want an address that is not of the loopback.
 ip -batch - <<END
 link set lo up
@@ -182,7 +185,9 @@ def _inside(root: Path, *command: str, captured: bool = False) -> str:
 def _run(root: Path, folder: str, command: Sequence[str]) -> int:
     """Run a command in a release, in a folder of the project; its exit code."""
     namespaces = ("--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child")
-    enter = ["unshare", *namespaces, "--propagation", "private", "sh", "-c", _ENTER, "sh"]
+    # Who runs this in the background may have them ignored, and tests send them.
+    signals = ["env", "--default-signal=INT,QUIT"]
+    enter = [*signals, "unshare", *namespaces, "--propagation", "private", "sh", "-c", _ENTER, "sh"]
     words = [*enter, str(root), str(PROJECT), folder, *command]
     env = _variables() | {"CI": "1", "DOMYN_SWARM_TEST_SLURM_NETWORK": "namespaces"}
     return subprocess.run(words, env=env, stdin=subprocess.DEVNULL, check=False).returncode

@@ -221,6 +221,8 @@ def test_a_connection_is_closed_whatever_was_answered() -> None:
         thread.join(limit_s())  # while the error is still held
         assert ended == [b""]
         assert refused.value.code == 503
+        assert refused.value.fp is not None
+        assert refused.value.fp.closed  # else Python from 3.14 on warns of it
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def node_checks(plan: DeploymentPlan, visited: Visited) -> Iterator[Check]:
     if visited.call is None or not visited.call.address.startswith(_LOOPBACK):
         yield _name(visited.report["own_name"])
     yield from _network(visited)
+    if visited.report["other"] is not None:
+        yield from _other_node(visited.report["node"], visited.report["other"])
 
 
 def _programs(_: DeploymentPlan, report: Mapping[str, Any]) -> Iterator[Check]:
@@ -194,3 +196,27 @@ def _network(visited: Visited) -> Iterator[Check]:
         yield warning("node: clock", f"is {how}", fix)
     elif ahead_s is not None:
         yield ok("node: clock", "agrees with this machine's")
+
+
+def _other_node(node: str, other: Mapping[str, Any]) -> Iterator[Check]:
+    """Whether two nodes reach each other, as those of a replica have to."""
+    if other["error"] is not None:
+        why = f"our program did not run on a second node: {other['error']}"
+        fix = "Correct what it says: srun starts the other nodes of a replica in the same way."
+        yield failed("node: other node", why, fix)
+        return
+    ways = ((node, other["node"], other["there"]), (other["node"], node, other["back"]))
+    unreached = False
+    for here, there, seen in ways:
+        if seen["error"] is not None:
+            unreached = True
+            why = f"{here} cannot call {there} at {seen['address']}: {seen['error']}"
+            fix = "Ask the site to open the nodes' ports to each other, or for one partition where "
+            fix += "they are; a replica over several nodes does not start otherwise."
+            yield failed("node: other node", why, fix)
+        elif seen["name"]["error"] is not None and not seen["address"].startswith(_LOOPBACK):
+            why = f"{there} is not known by its name on {here}: {seen['name']['error']}"
+            fix = "Ask the site for entries of its nodes in /etc/hosts or DNS."
+            yield warning("node: other node", why, fix)
+    if not unreached:
+        yield ok("node: other node", f"{node} and {other['node']} call each other at ports of ours")

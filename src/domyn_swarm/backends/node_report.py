@@ -1,9 +1,11 @@
-"""Reports what a node provides, as a program that runs there: `python node_report.py FOLDER`.
+"""Reports what a node provides. It runs there: `python node_report.py FOLDER [other]`.
 
 One file of standard library that imports nothing of ours: whether our package can be imported there
 is one of its results. `question.json` in the folder says what to check. It writes `listening.json`,
 the address at which it can be called; answers each caller that has the token with its clock; and
 writes `report.json`. It listens until a file `over` appears, or the question's time is up.
+Where two nodes are asked for, it starts itself on the other one (`other`), and they call each
+other.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ LONGEST_TOKEN = 64
 _CALL_S = 5.0  # for one connection, either way
 _COMMAND_S = 30.0
 _IMPORT_S = 120.0
+_OTHER_S = 60.0  # for the program on the other node to begin, and for what it reports
 _TRIED_BYTES = 64 * 1024
+_MOST_LINES = 3
 
 
 def _tried(command: list[str], limit_s: float) -> tuple[str, str | None]:
@@ -196,6 +200,67 @@ def report(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _asked_peer(peer: dict[str, Any], token: str) -> dict[str, Any]:
+    """Whether the program of another node is reached from here, and its name is known."""
+    found = {"address": peer["address"], "name": _addresses(peer["node"]), "error": None}
+    try:
+        with socket.create_connection((peer["address"], peer["port"]), _CALL_S) as call:
+            call.sendall(f"{token}\n".encode())
+            if not call.makefile("rb").readline(LONGEST_TOKEN):
+                found["error"] = "something else answers at the port of our program"
+    except OSError as error:
+        found["error"] = error.strerror or str(error)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    list(path.parent.iterdir())  # network file systems look at a folder anew as it is opened
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+class _OtherNode:
+    """The program on a second node, started from this one as a replica's nodes are."""
+
+    def __init__(self, folder: Path, question: dict[str, Any], node: str) -> None:
+        self._folder = folder
+        self._token = question["token"]
+        start = [word.replace("{node}", node) for word in question["other_node"]]
+        start += [sys.executable, __file__, str(folder), "other"]
+        with (folder / "other.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", 'exec "$@"', "sh", *start],  # it says what is not there
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def report(self) -> dict[str, Any]:
+        """What the two nodes are to each other; `error`: it did not run there."""
+        there = self._awaited("other-listening.json")
+        back = self._awaited("other-report.json") if there else None
+        if there is None or back is None:
+            return {"error": self._why_not(), "node": None, "there": None, "back": None}
+        found = _asked_peer(there, self._token)
+        return {"error": None, "node": there["node"], "there": found, "back": back}
+
+    def _awaited(self, name: str) -> dict[str, Any] | None:
+        ends_at = time.monotonic() + _OTHER_S
+        while (found := _read(self._folder / name)) is None:
+            if self._process.poll() is not None or time.monotonic() > ends_at:
+                return _read(self._folder / name)
+            time.sleep(0.2)
+        return found
+
+    def _why_not(self) -> str:
+        said = (self._folder / "other.log").read_text(encoding="utf-8", errors="replace")
+        code = self._process.poll()
+        how = f"it says nothing for {_OTHER_S:g} s" if code is None else f"exit code {code}"
+        return " / ".join(said.strip().splitlines()[-_MOST_LINES:]) or how
+
+
 def _write(path: Path, document: dict[str, Any]) -> None:
     written = path.with_name(f".{path.name}")
     written.write_text(json.dumps(document), encoding="utf-8")
@@ -229,17 +294,41 @@ def _answer(server: socket.socket, token: str) -> None:
             continue
 
 
+def _where(server: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
+    """Where this program can be called: by other nodes, at the address that our own programs have
+    there.
+    """
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    found = {"node": name, "port": server.getsockname()[1], "address": name}
+    if question["address_program"] is not None:
+        said, _ = _tried([sys.executable, "-c", question["address_program"]], _IMPORT_S)
+        found["address"] = said.splitlines()[-1] if said else name
+    return found
+
+
+def _first(folder: Path, question: dict[str, Any], server: socket.socket) -> None:
+    where = _where(server, question)
+    _write(folder / "listening.json", where)
+    other = question["other_node"] and _OtherNode(folder, question, where["node"])
+    reported = report(folder, question)
+    reported["other"] = other.report() if other else None
+    _write(folder / "report.json", reported)
+
+
+def _other(folder: Path, question: dict[str, Any], server: socket.socket) -> None:
+    _write(folder / "other-listening.json", _where(server, question))
+    first = json.loads((folder / "listening.json").read_text(encoding="utf-8"))
+    _write(folder / "other-report.json", _asked_peer(first, question["token"]))
+
+
 def main() -> None:
     """Report, and stay reachable until the asking program has read the report."""
     os.umask(0o077)
     folder = Path(sys.argv[1])
     question = json.loads((folder / "question.json").read_text(encoding="utf-8"))
     with listen() as server:
-        port = server.getsockname()[1]
         threading.Thread(target=_answer, args=(server, question["token"]), daemon=True).start()
-        name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        _write(folder / "listening.json", {"node": name, "port": port})
-        _write(folder / "report.json", report(folder, question))
+        (_other if "other" in sys.argv[2:] else _first)(folder, question, server)
         ends_at = time.monotonic() + question["listens_s"]
         while time.monotonic() < ends_at and not (folder / "over").exists():
             time.sleep(0.2)

@@ -167,10 +167,24 @@ def _own_names() -> list[str]:
     return [name for name in names if name]
 
 
+class OtherNode(NamedTuple):
+    """How the program gets to a second node, where a replica spans several."""
+
+    start: tuple[str, ...]  # a command before it; `{node}` is the first node's name
+    address_program: str  # Python that prints where other nodes reach the one where it runs
+
+
 def question(
-    plan: DeploymentPlan, *, runtime: str | None, image: str | None, gpus: bool
+    plan: DeploymentPlan,
+    *,
+    runtime: str | None,
+    image: str | None,
+    gpus: bool,
+    other: OtherNode | None = None,
 ) -> dict[str, Any]:
-    """What the program should check. `runtime`: the container program of the engines."""
+    """What the program should check. `runtime`: the container program of the engines; `other`:
+    of a second node as well.
+    """
     return {
         "packages": _PACKAGES,
         "imports": _IMPORTS,
@@ -178,6 +192,8 @@ def question(
         "runtime": runtime,
         "image": image if runtime is not None else None,
         "gpus": gpus,
+        "other_node": None if other is None else other.start,
+        "address_program": None if other is None else other.address_program,
     }
 
 

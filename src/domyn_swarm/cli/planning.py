@@ -91,7 +91,9 @@ def doctor(
     rehearse: Annotated[
         bool,
         typer.Option(
-            "--rehearse", help="Run a program on one node for a moment, and check what it reports."
+            "--rehearse",
+            help="Run a program on a node for a moment (on two where a replica spans several), "
+            "and check what it reports.",
         ),
     ] = False,
     gpus: Annotated[

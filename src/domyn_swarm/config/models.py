@@ -352,14 +352,14 @@ class DomynLLMSwarmConfig(Section):
         """Refused here: on a node it would cost an allocation before anybody notices."""
         if value.type != "slurm" or "image" not in info.data:
             return value
+        image = info.data["image"]
         if value.container is None:
-            container = "none" if info.data["image"] is None else "apptainer"
-            return value.model_copy(update={"container": container})
-        if value.container != "none" and info.data["image"] is None:
-            raise ValueError(
-                f"container is {value.container}, but there is no image: set image, or write "
-                "container: none when the engine is installed on the nodes"
-            )
+            return value.model_copy(update={"container": "none" if image is None else "apptainer"})
+        if value.container == "none" and image is not None:
+            raise ValueError(f"container is none, but image is {image}: write image: null")
+        if value.container != "none" and image is None:
+            why = f"container is {value.container}, but there is no image: set image, or write "
+            raise ValueError(f"{why}container: none when the engine is installed on the nodes")
         return value
 
     @field_validator("min_ready")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from typing_extensions import override
+
 from domyn_swarm.batch.checkpoint.index import RowIndex, open_index
 from domyn_swarm.batch.outcomes.forecast import Pace, time_left, tokens_left
 from domyn_swarm.batch.outcomes.tally import Tally

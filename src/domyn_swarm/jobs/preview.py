@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-
 from typing_extensions import override
+
 from domyn_swarm.batch.inspection.settled import SettledRow, settled_rows
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.outcomes.verdicts import outcome_of, verdict_of

@@ -45,8 +45,11 @@ _SURELY_S = 1.0
 _MOMENTS_S = 5.0
 _AT_ONCE = 8  # scancel sends ten signals at a time, and repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
-_ID_WIDTH, _PATH_WIDTH = 40, 4096
 _PARTITIONS = re.compile(r"^#SBATCH --partition=(\S+)", re.MULTILINE)
+# Without it commands leave out hidden partitions and all that is in them, for who is not root.
+_HIDDEN_TOO = ("--all",)
+_MINE = ("squeue", *_HIDDEN_TOO, "--noheader", "--user", str(os.getuid()))
+_SHOW = ("scontrol", *_HIDDEN_TOO, "--oneliner", "show")
 _NO_NODE = "Requested node configuration is not available"
 
 
@@ -181,7 +184,7 @@ class Slurm:
         return WouldTake(said + tried, warned, away)
 
     def _nodes_away(self) -> int:
-        done = run(["sinfo", "--noheader", "--Node", "--format", "%N %T"])
+        done = run(["sinfo", *_HIDDEN_TOO, "--noheader", "--Node", "--format", "%N %T"])
         return printed.nodes_away(done.stdout)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
@@ -217,10 +220,8 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        command = ["squeue", "--noheader", "--array", "--states=all", "--user", str(os.getuid())]
-        fields = f"JobArrayID:{_ID_WIDTH},StdOut:{_PATH_WIDTH}"
-        lines = run([*command, "--Format", fields]).stdout.splitlines()
-        found = {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
+        done = run([*_MINE, "--array", "--states=all", "--Format", printed.OUTPUTS_FORMAT])
+        found = printed.outputs(done.stdout)
         return {one: found[one] for one in ids if one in found}
 
     def steps(self, at_most_s: float = math.inf) -> JobsById:
@@ -239,8 +240,7 @@ class Slurm:
         self._steps.expect_change()
 
     def _squeue(self, *which: str, form: str) -> JobsById:
-        command = ["squeue", "--noheader", *which, "--user", str(os.getuid()), "--format", form]
-        done = run(command)
+        done = run([*_MINE, *which, "--format", form])
         if done.returncode != 0:
             raise _unanswered(f"squeue failed: {last_line(done.stderr)}")
         return latest(parse_queue(done.stdout))
@@ -347,24 +347,24 @@ class Slurm:
         change = f"ExcNodeList={','.join(nodes)}"
         return run(["scontrol", "update", f"JobId={job}", change]).returncode == 0
 
-    def names(self, what: str) -> set[str]:
-        """The names of Slurm's partitions, or of its nodes.
+    def shown(self, what: str) -> str:
+        """Slurm's partitions, or its nodes, one a line; hidden ones too.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        done = run(["scontrol", "--oneliner", "show", what])
+        done = run([*_SHOW, what])
         if done.returncode != 0:
             raise _unanswered(f"scontrol failed: {last_line(done.stderr)}")
-        return printed.names(what, done.stdout)
+        return done.stdout
 
-    def lines(self, *command: str) -> list[str]:
-        """What a command prints; nothing if it is missing, fails or does not answer."""
-        try:
-            done = run(command)
-        except (CommandMissing, PlatformUnavailable):
-            return []
-        return done.stdout.splitlines() if done.returncode == 0 else []
+    def names(self, what: str) -> set[str]:
+        """The names of what is `shown`.
+
+        Raises:
+            CommandMissing, PlatformUnavailable: Slurm cannot be asked.
+        """
+        return printed.names(what, self.shown(what))
 
     def gives_whole_nodes(self, partitions: str) -> bool:
         """Whether jobs of a partition share no node with others, whatever they ask for. For several
@@ -377,14 +377,14 @@ class Slurm:
 
     def _partition(self, name: str) -> str:
         """What Slurm shows of a partition, or that it has none of that name."""
-        done = run(["scontrol", "--oneliner", "show", "partition", name])
+        done = run([*_SHOW, "partition", name])
         if done.returncode == 0 or printed.has_no_partition(done.stdout):
             return done.stdout
         raise _unanswered(f"scontrol does not show the partition {name}: {last_line(done.stderr)}")
 
     def node_address(self, node: str) -> str | None:
         """The address at which the scheduler reaches a node; None if it does not say."""
-        done = run(["scontrol", "--oneliner", "show", "node", node])
+        done = run([*_SHOW, "node", node])
         return printed.node_address(done.stdout) if done.returncode == 0 else None
 
 

@@ -292,6 +292,11 @@ def _comment(config: SlurmConfig, tag: str, what: str) -> str:
     return ours if config.comment is None else f"{ours} {config.comment}"
 
 
+def rehearsal_nodes(plan: DeploymentPlan) -> int:
+    """On how many nodes it is rehearsed: two show whether those of a replica reach each other."""
+    return min(2, plan.layout.nodes_per_replica)
+
+
 def rehearsal_script(
     plan: DeploymentPlan, ctx: DeploymentContext, folder: Path, *, gpus: bool
 ) -> BatchScript:
@@ -312,8 +317,8 @@ def rehearsal_script(
             "time": _REHEARSAL_MINUTES,
             "nodelist": config.node_list,
             "exclude": config.exclude_nodes,
-            "nodes": 1,
-            "ntasks": 1,
+            "nodes": rehearsal_nodes(plan),
+            "ntasks-per-node": 1,
             "cpus-per-task": 1,
             "mem": config.endpoint.mem,
             "gres": _gres(config, plan.layout.tensor_parallel) if with_gpus else None,

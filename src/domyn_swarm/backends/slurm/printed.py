@@ -92,6 +92,12 @@ def cluster_name(config: str) -> str | None:
     return named[1].lower() if named else None
 
 
+def settings(config: str) -> dict[str, str]:
+    """What `scontrol show config` shows, by its names."""
+    pairs = (line.partition("=") for line in config.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def names(what: str, listing: str) -> set[str]:
     """The names in `scontrol --oneliner show partition` (or `node`: `what`)."""
     return set(re.findall(rf"^{what.capitalize()}Name=(\S+)", listing, re.MULTILINE))
@@ -141,12 +147,30 @@ def end_by_slurm(log: str) -> str | None:
     return memory_kill(log) or (cancelled[-1] if cancelled else None)
 
 
+def cancelled(log: str, job: str) -> bool:
+    """Whether Slurm says in a job's output, or `srun` in a step's, that somebody cancelled it, and
+    no more than that. From 26.05 on it names the signal as well.
+    """
+    said = rf"error: \*\*\* (?:JOB|STEP) {re.escape(job)}\b.* CANCELLED AT \S+"
+    return re.search(rf"{said}(?: DUE to SIGNAL [\w ]+)? \*\*\*", log) is not None
+
+
 def memory_kill(log: str) -> str | None:
     """The line by which Slurm reports in a job's output, or `srun` in a step's, that a process was
     killed for its memory.
     """
     line = _MEMORY_KILL.search(log)
     return line[0] if line else None
+
+
+_ID_WIDTH, _PATH_WIDTH = 40, 4096
+OUTPUTS_FORMAT = f"JobArrayID:{_ID_WIDTH},StdOut:{_PATH_WIDTH}"
+
+
+def outputs(text: str) -> dict[str, str]:
+    """The files that jobs and tasks print to, by their ids, of `squeue` with `OUTPUTS_FORMAT`."""
+    lines = text.splitlines()
+    return {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
 
 
 RUNS_FORMAT = "JobID,Start,End,JobName%200"

@@ -1,4 +1,6 @@
-"""The rehearsal as a Slurm job: one task on one node of the replicas' partition, for a moment."""
+"""The rehearsal as a Slurm job: one task on a node of the replicas' partition for a moment, and on
+a second one where a replica spans several.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,14 @@ from pathlib import Path
 
 from domyn_swarm.backends.checks import Check, failed, ok, warning
 from domyn_swarm.backends.node_checks import Visited, node_checks
-from domyn_swarm.backends.rehearsal import Rehearsal, Visit, question, watched
+from domyn_swarm.backends.rehearsal import OtherNode, Rehearsal, Visit, question, watched
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.layout import (
     REHEARSAL,
     REHEARSAL_COMMENT,
     container_program,
+    rehearsal_nodes,
     rehearsal_script,
     slurm_config,
 )
@@ -29,6 +32,14 @@ from domyn_swarm.probing import Clock
 _SEEN_WITHIN_S = 20.0  # delay until what a node wrote is visible here
 _LOG_WITHIN_S = 3.0  # delay until the end of a visible log is
 _LAST_LINES = 3
+_SECOND = OtherNode(
+    start=(
+        *("srun", "--overlap", "--export=ALL", "--nodes=1", "--ntasks=1"),
+        *("--exclude={node}", "--input=none"),
+    ),
+    address_program="from domyn_swarm.backends.slurm.node_address import node_address\n"
+    "print(node_address())",
+)
 
 
 class RehearsalJob:
@@ -53,7 +64,8 @@ class RehearsalJob:
         """
         config = slurm_config(plan)
         runtime = container_program(config)
-        asked = question(plan, runtime=runtime, image=plan.image, gpus=self._wish.gpus)
+        other = _SECOND if rehearsal_nodes(plan) > 1 else None
+        asked = question(plan, runtime=runtime, image=plan.image, gpus=self._wish.gpus, other=other)
         folder = plan.home_directory / "rehearsals" / secrets.token_hex(4)
         self._log = folder / "log"
         with Visit(folder, asked) as visit:

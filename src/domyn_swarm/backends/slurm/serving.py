@@ -59,6 +59,7 @@ from domyn_swarm.probing import Clock, Observation, Phase
 
 if TYPE_CHECKING:
     from domyn_swarm.backends.rehearsal import Rehearsal
+    from domyn_swarm.backends.slurm.site_answers import SiteAnswers
 
 _FRESH_S = 1.0
 
@@ -71,6 +72,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         self._clock = clock
         self._surely_ended: set[str] = set()  # jobs of replicas that get no successor
         self._surely_over: set[str] = set()  # jobs of endpoints that get none, by a fresh snapshot
+        self._site: SiteAnswers | None = None  # of `checks`, for a rehearsal that comes next
         self._prospects = Prospects(self._slurm, clock, _exceeded)
 
     @override
@@ -126,7 +128,8 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         """
         from domyn_swarm.backends.slurm.rehearsal import would_take_checks
 
-        if (never := _exceeded(plan)) is not None:
+        site, self._site = self._site, None
+        if (never := _exceeded(plan, site)) is not None:
             raise SubmitRejected(f"Slurm would accept it and never run it: {never}")
         said: list[Check] = []
         with tempfile.TemporaryDirectory(prefix="domyn-swarm-") as folder:
@@ -138,9 +141,11 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
 
     @override
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
+        from domyn_swarm.backends.slurm.site_answers import SiteAnswers
         from domyn_swarm.backends.slurm.site_checks import site_checks
 
-        return site_checks(plan, Slurm())
+        self._site = SiteAnswers(Slurm())
+        return site_checks(plan, self._site)
 
     @override
     def checks_on_node(
@@ -380,15 +385,11 @@ def _check_scale(wanted: int, before: int, per_task: int) -> None:
         )
 
 
-def _exceeded(plan: DeploymentPlan) -> str | None:
-    """The first limit of the site that the plan can never keep, with what to do."""
-    from domyn_swarm.backends.slurm.site_limits import limit_checks
+def _exceeded(plan: DeploymentPlan, site: SiteAnswers | None = None) -> str | None:
+    from domyn_swarm.backends.slurm.site_answers import SiteAnswers
+    from domyn_swarm.backends.slurm.site_limits import never_kept
 
-    try:
-        found = [one for one in limit_checks(plan, Slurm()) if one.status == "failed"]
-    except PlatformError:
-        return None
-    return f"{found[0].detail}. {found[0].fix}" if found else None
+    return never_kept(plan, site or SiteAnswers(Slurm()))
 
 
 def _left_word(paths: SwarmPaths, task: int) -> bool:

@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from domyn_swarm.backends.checks import (
     resolves,
     warning,
 )
-from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.layout import container_program, interpreter, slurm_config
 from domyn_swarm.backends.slurm.scripts import load_modules
-from domyn_swarm.backends.slurm.site_limits import SACCTMGR, limit_checks, site_settings, user_name
+from domyn_swarm.backends.slurm.site_answers import SiteAnswers
+from domyn_swarm.backends.slurm.site_limits import limit_checks
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.config.preamble import options_of
 from domyn_swarm.errors import PlatformError
@@ -96,7 +96,7 @@ _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "cifs
 _SHARED |= {"wekafs", "virtiofs", "9p", "fuse.sshfs", "fuse.glusterfs", "orangefs", "afs", "smb3"}
 
 
-def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
+def site_checks(plan: DeploymentPlan, site: SiteAnswers) -> Iterator[Check]:
     """Every check of one swarm, except whether Slurm would accept its scripts."""
     config = slurm_config(plan)
     missing = [name for name in _NEEDED if shutil.which(name) is None]
@@ -109,11 +109,11 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
         return
     yield ok("commands", ", ".join(_NEEDED))
     try:
-        yield _accounting(slurm)
-        yield from _partitions(config, slurm)
-        yield from _associations(config, slurm)
-        yield from limit_checks(plan, slurm)
-        yield _names(slurm)
+        yield _accounting(site)
+        yield from _partitions(config, site)
+        yield from _associations(config, site)
+        yield from limit_checks(plan, site)
+        yield _names(site)
         if plan.elastic is not None:
             yield ok(
                 "elastic",
@@ -129,8 +129,8 @@ def site_checks(plan: DeploymentPlan, slurm: Slurm) -> Iterator[Check]:
     yield from _programs(plan, config)
 
 
-def _accounting(slurm: Slurm) -> Check:
-    kept = site_settings(slurm).get("AccountingStorageType", "")
+def _accounting(site: SiteAnswers) -> Check:
+    kept = site.settings.get("AccountingStorageType", "")
     if kept.endswith("/none"):
         return warning(
             "accounting",
@@ -146,28 +146,27 @@ def _accounting(slurm: Slurm) -> Check:
     return ok("accounting", "sacct is there")
 
 
-def _partitions(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
-    partitions = slurm.names("partition")
+def _partitions(config: SlurmConfig, site: SiteAnswers) -> Iterator[Check]:
     for key, partition in {
         "partition": config.partition,
         "endpoint.partition": config.endpoint.partition or config.partition,
     }.items():
-        unknown = [one for one in partition.split(",") if one not in partitions]
+        unknown = [one for one in partition.split(",") if one not in site.partitions]
         if not unknown:
             yield ok(f"backend.{key}", partition)
         else:
-            there = ", ".join(sorted(partitions))
+            there = ", ".join(sorted(site.partitions))
             yield failed(f"backend.{key}", f"there is no {unknown[0]!r}", f"Choose from: {there}")
 
 
-def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
+def _associations(config: SlurmConfig, site: SiteAnswers) -> Iterator[Check]:
     """Account and QoS, as far as there is accounting."""
-    associations = _accounts(slurm)
+    associations = site.accounts()
     accounts = {account for account, _ in associations}
     allowed = {
         qos for account, names in associations for qos in names if config.account in (None, account)
     }
-    qos = allowed or _all_qos(slurm)  # without rules of who may use it, it must exist
+    qos = allowed or site.all_qos()  # without rules of who may use it, it must exist
     for key, wanted, known in (
         ("account", config.account, accounts),
         ("qos", config.qos, qos),
@@ -185,13 +184,12 @@ def _associations(config: SlurmConfig, slurm: Slurm) -> Iterator[Check]:
             )
 
 
-def _names(slurm: Slurm) -> Check:
+def _names(site: SiteAnswers) -> Check:
     """Whether this machine resolves the nodes' addresses that Slurm shows: it must reach the
     endpoint at one of them.
     """
-    for node in sorted(slurm.names("node"))[:_NODES_TRIED]:
-        address = slurm.node_address(node)
-        if address is not None and not resolves(address):
+    for address in site.node_addresses(_NODES_TRIED):
+        if not resolves(address):
             return failed(
                 "node names",
                 f"this machine ({socket.gethostname()}) cannot resolve {address}, a node's address",
@@ -199,18 +197,6 @@ def _names(slurm: Slurm) -> Check:
                 "them; replicas and jobs on the nodes are not concerned.",
             )
     return ok("node names", "this machine resolves the nodes' addresses")
-
-
-def _accounts(slurm: Slurm) -> list[tuple[str, list[str]]]:
-    """The accounts of the user, and the QoS that each may use; nothing without accounting."""
-    which = ("associations", f"user={user_name()}", "format=Account,QOS")
-    split = [line.split("|") for line in slurm.lines(*SACCTMGR, *which) if "|" in line]
-    return [(account, [one for one in qos.split(",") if one]) for account, qos, *_ in split]
-
-
-def _all_qos(slurm: Slurm) -> set[str]:
-    """The names of all QoS; none without accounting."""
-    return {line.strip() for line in slurm.lines(*SACCTMGR, "qos", "format=Name")} - {""}
 
 
 def _shared(name: str, folder: Path) -> Check:
@@ -239,6 +225,12 @@ def _environment(python: str) -> Check:
     return ok("venv_path", python)
 
 
+def _without_effect(keys: Sequence[str]) -> Check:
+    named = " and ".join(f"backend.{one}" for one in keys)
+    why = f"{named}: without effect, since no container runs the engine"
+    return warning("container", why, "Remove them, or set image and backend.container.")
+
+
 def _programs(plan: DeploymentPlan, config: SlurmConfig) -> Iterator[Check]:
     """Where our programs and the engine are on the nodes."""
     python = None if config.venv_path is None else interpreter(config, "")
@@ -247,6 +239,8 @@ def _programs(plan: DeploymentPlan, config: SlurmConfig) -> Iterator[Check]:
         yield _environment(python)
     container = container_program(config)
     if container is None or plan.image is None:  # the configuration has both or neither
+        if idle := [one for one in ("mounts", "container_args") if getattr(config, one)]:
+            yield _without_effect(idle)
         yield from check_engine(plan, python) if there else ()
         return
     if container != "pyxis" and shutil.which(container) is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from domyn_swarm.backends.job_end import read_tail
 from domyn_swarm.backends.slurm.job_runs import last_words
+from domyn_swarm.backends.slurm.printed import cancelled
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import JobPaths
 
@@ -42,8 +43,7 @@ def written_cause(paths: JobPaths, slurm_id: str, *, recorded: bool) -> JobStatu
             return _CAUSES[found]
     if srun_was_ended(paths):
         return JobStatus.FAILED
-    cancelled = re.compile(rf"error: \*\*\* (?:JOB|STEP) {job}\b.* CANCELLED AT \S+ \*\*\*")
-    if not recorded and any(cancelled.search(text) for text in texts):
+    if not recorded and any(cancelled(text, slurm_id) for text in texts):
         return JobStatus.CANCELLED
     return None
 
