@@ -547,7 +547,7 @@ def test_an_image_that_nothing_runs_is_refused_unless_it_is_set_aside(
     (swarm_home / "defaults.yaml").write_text("image: /site.sif\n")
     native = "model: m\nbackend: {type: slurm, partition: p, container: none}\n"
     file.write_text(native)
-    with pytest.raises(ConfigError, match=r"but image is /site\.sif: write `image: null`"):
+    with pytest.raises(ConfigError, match=r"but image is /site\.sif: write image: null"):
         load(file)
     file.write_text(f"{native}image: null\n")
     config = load(file).config
