@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from domyn_swarm.batch.run.limiter import PAUSE, PAUSE_MOST, Limiter, Window
+from domyn_swarm.batch.run.kv_cliff import PAUSE, PAUSE_MOST
+from domyn_swarm.batch.run.limiter import Limiter, Window
 from domyn_swarm.engine_load import EngineLoad
 
 
