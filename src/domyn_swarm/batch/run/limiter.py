@@ -11,8 +11,8 @@ it is, the first that is there wins:
   tokens per second that fell twice in a row as the limit rose. Which of the two limits is kept is
   decided by tokens per second alone: those of the higher one count with its bad windows. Later a
   tenth more is tried, after a pause that doubles with each attempt that did not pay;
-- otherwise this job's throughput: climb while more concurrency still buys throughput, step back
-  when it does not, look up and down again, ever more rarely where that changes nothing.
+- otherwise what this job's answers bring (`throughput_search`): climb while more concurrency still
+  buys throughput, step back when it does not, look up and down again, ever more rarely.
 
 Replies that turn requests away (429) shrink the limit at once in either case. While more is in
 flight than the limit allows, since it shrank, nothing is judged: that is not yet its effect.
@@ -48,6 +48,7 @@ class Window(NamedTuple):
     turned_away: int
     in_flight: float  # calls of this job, mean over the window
     load: EngineLoad | None = None  # of the whole server, other jobs included; None: not known
+    tokens: int = 0  # of the answers; 0: they hold none, or they are not counted
 
 
 class Limiter:
@@ -68,6 +69,15 @@ class Limiter:
         """Whether more than the limit makes the server slower, and not only its queue longer."""
         return self._cliff.ceiling is not None
 
+    @property
+    def is_racing(self) -> bool:
+        """Whether its steps are so large that little says where they lead, where no gauge does."""
+        return self._throughput.is_racing
+
+    def fails(self, seconds: float, answered: int) -> bool:
+        """Whether so few answers make it plain, before a window is over, that it is too high."""
+        return self._throughput.fails(self.limit, seconds, answered)
+
     def judge(self, window: Window) -> int:
         """The limit from now on. A window in which the limit was not used up changes nothing."""
         if window.turned_away:
@@ -78,7 +88,9 @@ class Limiter:
             if window.in_flight <= 1.1 * self.limit + 1:
                 self._by_gauges(window, window.load)
         elif window.in_flight >= _USED * self.limit and window.seconds > 0:
-            self._set(self._throughput.judge(self.limit, window.settled / window.seconds))
+            answers_s = window.settled / window.seconds
+            tokens_s = window.tokens / window.seconds or None
+            self._set(self._throughput.judge(self.limit, answers_s, tokens_s))
         return self.limit
 
     def _set(self, limit: float) -> None:
