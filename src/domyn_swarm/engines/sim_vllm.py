@@ -92,12 +92,16 @@ class KvMemory:
         return name
 
     def release(self, blocks: list[int]) -> None:
-        """Stop using the blocks of a sequence. The last of them will be taken first."""
+        """Stop using the blocks of a sequence. The last of them will be taken first, and before all
+        others those without known content, as vLLM does (`BlockPool.free_blocks`).
+        """
         for block in reversed(blocks):
             self._users[block] -= 1
             if not self._users[block]:
                 del self._users[block]
                 self._idle[block] = None
+                if block < 0:  # without content that is known: nobody will share it
+                    self._idle.move_to_end(block, last=False)
 
 
 class Sequence:
