@@ -16,23 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from batch.modelled_swarm import CASES, Case, rates
-from virtual_time import in_virtual_time
 
 
 def measured(case: Case) -> tuple[dict[int, float], float]:
     """Rows per second with each fixed number, and with `auto`."""
-    fixed: dict[int, float] = {}
-    auto = 0.0
-
-    @in_virtual_time
-    async def run() -> None:
-        nonlocal auto
-        for concurrency in case.fixed:
-            fixed[concurrency] = sum(await rates(case, concurrency))
-        auto = sum(await rates(case, None))
-
-    run()
-    return fixed, auto
+    fixed = {concurrency: sum(rates(case, concurrency)) for concurrency in case.fixed}
+    return fixed, sum(rates(case, None))
 
 
 def lines() -> list[tuple[str, str]]:

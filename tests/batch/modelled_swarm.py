@@ -16,11 +16,11 @@ from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.limits import Limits, Loads, ReplicaLoad
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
-from domyn_swarm.batch.run.steering import Saturation, steer
+from domyn_swarm.batch.run.steering import Placed, Saturation, steer
 from domyn_swarm.engine_load import MetricsReader, Reading, together
 from domyn_swarm.engines.sim_options import VllmOptions
 from domyn_swarm.engines.sim_pace import ByModel
-from virtual_time import now_s
+from virtual_time import in_virtual_time, now_s
 
 _READER = MetricsReader(
     {
@@ -122,7 +122,7 @@ class Job:
         began = now_s()
         steering = None
         if self.concurrency is None:
-            placing = self.dispatch if self.straight else None
+            placing = Placed(self.dispatch, self.tally.replies) if self.straight else None
             saturation = Saturation(self.engines.read, placing)
             steering = asyncio.create_task(steer(self, self.tally, self.limits, saturation))
         await self._runner.run(self._batches())
@@ -151,12 +151,14 @@ class Job:
             ]
 
     async def _ask(self, items: list[Any]) -> list[str]:
-        self.last_taken_s = now_s()
+        self.last_taken_s = began_s = now_s()
         url = self.dispatch.take(b"{}")
         assert url is not None
         try:
             await self.engines.models[url].write(items[0])
             self.dispatch.replied(url, 200)
+            tokens = items[0].prompt_tokens, items[0].answer_tokens
+            self.tally.replies.count(now_s() - began_s, *tokens, url)
         finally:
             self.dispatch.release(url)
         return ["x"]
@@ -174,6 +176,7 @@ class Case:
     have_metrics: bool = True
     straight: bool = True
     jobs: int = 1
+    worth: float = 0.95  # of the best fixed number
 
 
 _PLAIN = VllmOptions(prefix_cache=False)
@@ -200,6 +203,15 @@ CASES = {
     "speeds 1 : 2 : 4": Case(
         _UNEQUAL, 128, 3, lambda: lengths(16_000, 200, 100, 0.4), (300, 500, 768)
     ),
+    "no gauges, a KV cliff": Case(
+        _NARROW,
+        *(256, 1, lambda: lengths(12_000, 16, 200, 0.6), _AROUND_48),
+        have_metrics=False,
+        worth=0.8,
+    ),
+    "no gauges, a cliff in mid-run": Case(
+        *(_NARROW, 256, 1, _longer_from_the_middle_on, _AROUND_48), have_metrics=False
+    ),
     "no gauges": Case(
         _PLAIN, 64, 2, lambda: lengths(8000, 100, 100, 0.5), _AROUND_128, have_metrics=False
     ),
@@ -210,8 +222,19 @@ CASES = {
 }
 
 
-async def rates(case: Case, concurrency: int | None) -> list[float]:
+def rates(case: Case, concurrency: int | None) -> list[float]:
     """Rows per second of each job of a case; `concurrency` is of all together, None: found."""
+    found = list[float]()
+
+    @in_virtual_time
+    async def run() -> None:
+        found.extend(await _rates(case, concurrency))
+
+    run()
+    return found
+
+
+async def _rates(case: Case, concurrency: int | None) -> list[float]:
     engines = Engines(case.options, case.slots, case.replicas, have_metrics=case.have_metrics)
     rows = case.rows()
     each = None if concurrency is None else concurrency // case.jobs

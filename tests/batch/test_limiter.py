@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from domyn_swarm.batch.run.limiter import PAUSE, PAUSE_MOST, Limiter, Window
+from domyn_swarm.batch.run.kv_cliff import PAUSE, PAUSE_MOST
+from domyn_swarm.batch.run.limiter import Limiter, Window
 from domyn_swarm.engine_load import EngineLoad
 
 
@@ -262,3 +263,33 @@ def test_while_more_is_in_flight_than_the_limit_allows_nothing_is_judged() -> No
     for in_flight in range(500, lower + 50, -10):
         load = EngineLoad(256.0, in_flight - 256.0)
         assert limiter.judge(Window(1.0, 10, 0, float(in_flight), load)) == lower
+
+
+def test_without_gauges_a_cliff_that_shows_late_is_gone_back_from() -> None:
+    """What was fastest is remembered, though the limit was raised before it became slower."""
+    limiter = Limiter(first=40, racing=False)
+
+    def judge(tokens: int) -> int:
+        return limiter.judge(Window(1.0, 50, 0, limiter.limit, tokens=tokens))
+
+    while limiter.limit <= 40:
+        judge(25 * limiter.limit)
+    higher = limiter.limit
+    for _ in range(2):  # that was worth it at first
+        judge(25 * higher)
+    for _ in range(4):
+        judge(500)
+    assert limiter.limit <= higher
+    fast = [
+        judge(min(25 * limiter.limit, 25 * 48) if limiter.limit <= 50 else 500) for _ in range(80)
+    ]
+    assert sum(36 <= one <= 53 for one in fast[20:]) >= 0.8 * len(fast[20:])
+
+
+def test_without_gauges_few_answers_end_a_window_beyond_a_cliff() -> None:
+    limiter = Limiter(first=64)
+    assert not limiter.fails(60.0, 0)  # nothing is known to compare it with
+    assert limiter.judge(Window(2.0, 128, 0, 64.0)) == 128
+    assert not limiter.fails(1.0, 10)  # those before it are not answered yet
+    assert not limiter.fails(3.0, 180)
+    assert limiter.fails(3.0, 60)

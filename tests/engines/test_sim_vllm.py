@@ -135,8 +135,8 @@ def test_a_turn_begins_with_what_was_written_in_the_one_before() -> None:
     ("asked", "hits"),
     [
         ("ABA", 48),  # both are there
-        ("ABCA", 0),  # A went for C
-        ("ABACB", 48),  # A was used again, B went for C
+        ("ABCA", 16),  # for C went what had no content, and the end of A
+        ("ABACB", 64),  # A was used again, the end of B went for C
         ("ABACA", 96),
     ],
 )

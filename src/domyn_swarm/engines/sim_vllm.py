@@ -92,12 +92,13 @@ class KvMemory:
         return name
 
     def release(self, blocks: list[int]) -> None:
-        """Stop using the blocks of a sequence. The last of them will be taken first."""
+        """Stop using blocks of a sequence. Those without known content go first, then the last."""
         for block in reversed(blocks):
             self._users[block] -= 1
             if not self._users[block]:
                 del self._users[block]
                 self._idle[block] = None
+                self._idle.move_to_end(block, last=block >= 0)  # as vLLM: BlockPool.free_blocks
 
 
 class Sequence:

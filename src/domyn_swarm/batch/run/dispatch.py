@@ -93,6 +93,7 @@ class AtReplica(NamedTuple):
     in_flight: int
     answered: int
     turned_away: int  # with 429 or 503
+    tokens: int = 0  # generated, in its replies
 
     def plus(self, other: AtReplica) -> AtReplica:
         """The sum with the requests of another process."""

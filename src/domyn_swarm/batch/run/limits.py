@@ -25,6 +25,9 @@ MOST_IN_ALL = 16_384
 
 _FIRST_EACH = 32  # per replica if there are many, at the start of the run
 _LEAST_SETTLED = 8  # the throughput over fewer rows is noise
+_ENOUGH = 3.0  # answers for each request in flight, after those to what was in flight before
+_ENOUGH_TO_RACE = 2.0
+_DRAINED = 1.1  # times the limit in flight, after it shrank
 _LONGEST_S = 60.0
 _GAUGED_S = 30.0  # for this time after its last gauges a replica is judged by nothing else
 _ABSENT_KEPT = 1024  # replicas that left and may return
@@ -49,9 +52,15 @@ class Sight(NamedTuple):
 
     at_s: float
     calls: float  # in flight
-    settled: int  # rows so far
-    turned_away: int  # requests so far
-    replicas: Mapping[str, AtReplica] = {}  # those that requests go to directly
+    settled: int  # rows, so far
+    turned_away: int  # requests, so far
+    replicas: Mapping[str, AtReplica] = {}  # those that requests go to themselves
+    tokens: int = 0  # generated, in all replies so far
+
+    @property
+    def everywhere(self) -> AtReplica:
+        """All servers taken for one."""
+        return AtReplica(round(self.calls), self.settled, self.turned_away, self.tokens)
 
 
 @dataclass
@@ -60,33 +69,53 @@ class _Server:
 
     limiter: Limiter
     began_s: float
-    settled: int  # when the window began
-    turned_away: int
+    before: AtReplica  # when the window began
     in_flight: list[float] = field(default_factory=list)
     look: int = 0
     gauged_s: float | None = None
+    has_changed: bool = False  # the limit did, and what is answered is of before
 
-    def begin(self, at_s: float, settled: int, turned_away: int) -> None:
+    def begin(self, at_s: float, at: AtReplica) -> None:
         """Begin another window."""
-        self.began_s, self.settled, self.turned_away = at_s, settled, turned_away
+        self.began_s, self.before = at_s, at
         self.in_flight.clear()
 
-    def judge(self, at_s: float, settled: int, turned_away: int, load: EngineLoad | None) -> bool:
+    def judge(self, at_s: float, at: AtReplica, load: EngineLoad | None) -> bool:
         """Whether the window was long enough to be judged; then another window begins."""
-        seconds, done = at_s - self.began_s, settled - self.settled
+        seconds, done = at_s - self.began_s, at.answered - self.before.answered
+        tokens = at.tokens - self.before.tokens
         if load is not None:
             self.gauged_s = at_s
-        elif self.gauged_s is not None and at_s - self.gauged_s < _GAUGED_S:
+        elif self._waits(at_s, at):
             return False
-        else:
-            enough = max(_LEAST_SETTLED, 2 * self.in_flight[-1])
-            if seconds < _LONGEST_S and (seconds < WINDOW_S or done < enough):
-                return False
         mean = sum(self.in_flight) / len(self.in_flight)
-        window = Window(seconds, done, turned_away - self.turned_away, mean, load)
-        self.limiter.judge(window)
-        self.begin(at_s, settled, turned_away)
+        turned_away, limit = at.turned_away - self.before.turned_away, self.limiter.limit
+        self.limiter.judge(Window(seconds, done, turned_away, mean, load, tokens))
+        self.has_changed = self.limiter.limit != limit
+        self.begin(at_s, at)
         return True
+
+    def _waits(self, at_s: float, at: AtReplica) -> bool:
+        """Whether nothing is judged yet where no gauges are there just now."""
+        if self.gauged_s is not None and at_s - self.gauged_s < _GAUGED_S:
+            return True
+        seconds, done = at_s - self.began_s, at.answered - self.before.answered
+        if seconds >= _LONGEST_S or (seconds >= WINDOW_S and self.limiter.fails(seconds, done)):
+            return False
+        return not self._tells(at_s, at)
+
+    def _tells(self, at_s: float, at: AtReplica) -> bool:
+        """Whether the answers of this window are enough, and of the limit as it is now."""
+        done, at_once = at.answered - self.before.answered, self.in_flight[-1]
+        is_racing = self.limiter.is_racing
+        if self.has_changed:
+            drains = at_once > _DRAINED * self.limiter.limit + 1 and done < _ENOUGH * at_once
+            if not drains and (is_racing or done >= at_once):
+                self.has_changed = False
+                self.begin(at_s, at)
+            return False
+        each = _ENOUGH_TO_RACE if is_racing else _ENOUGH
+        return at_s - self.began_s >= WINDOW_S and done >= max(_LEAST_SETTLED, each * at_once)
 
 
 class Limits:
@@ -119,9 +148,9 @@ class Limits:
         self._follow(sight)
         for url, server in self._servers.items():
             at = sight.replicas[url]
-            server.begin(sight.at_s, at.answered, at.turned_away)
+            server.begin(sight.at_s, at)
         if self._whole is not None:
-            self._whole.begin(sight.at_s, sight.settled, sight.turned_away)
+            self._whole.begin(sight.at_s, sight.everywhere)
 
     def observe(self, sight: Sight, loads: Loads | None) -> bool:
         """Add an observation, with gauges if they were polled just now. Returns whether a limit was
@@ -131,7 +160,7 @@ class Limits:
         if self._whole is not None:
             self._whole.in_flight.append(sight.calls)
             together = None if loads is None else loads.together
-            judged = self._whole.judge(sight.at_s, sight.settled, sight.turned_away, together)
+            judged = self._whole.judge(sight.at_s, sight.everywhere, together)
             return changed or judged
         requests = sum(one.in_flight for one in sight.replicas.values())
         calls_each = sight.calls / requests if requests else 0.0
@@ -139,7 +168,7 @@ class Limits:
             at = sight.replicas[url]
             server.in_flight.append(at.in_flight * calls_each)
             load = _newer(server, None if loads is None else loads.each.get(url))
-            changed |= server.judge(sight.at_s, at.answered, at.turned_away, load)
+            changed |= server.judge(sight.at_s, at, load)
         return changed
 
     # -- replicas that come and go -------------------------------------------------------------
@@ -159,8 +188,8 @@ class Limits:
                 server = self._absent.pop(url, None)
                 if server is None:
                     limiter = Limiter(first, racing=racing)
-                    server = _Server(limiter, sight.at_s, at.answered, at.turned_away)
-                server.begin(sight.at_s, at.answered, at.turned_away)
+                    server = _Server(limiter, sight.at_s, at)
+                server.begin(sight.at_s, at)
                 self._servers[url] = server
         self._whole = None
         return True
@@ -179,7 +208,7 @@ class Limits:
         limiter = Limiter(min(MOST, self.total), racing=not raced)
         self._absent.update(self._servers)
         self._servers = {}
-        self._whole = _Server(limiter, sight.at_s, sight.settled, sight.turned_away)
+        self._whole = _Server(limiter, sight.at_s, sight.everywhere)
         return raced
 
 

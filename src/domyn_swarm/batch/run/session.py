@@ -24,7 +24,13 @@ from domyn_swarm.batch.run.replica_names import Names
 from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.run.request_json import request_json
 from domyn_swarm.batch.run.standing import ALONE_AFTER, Kind, Suspects, kind_of
-from domyn_swarm.batch.run.steering import Saturation, fate_reader, meter_reader, metrics_reader
+from domyn_swarm.batch.run.steering import (
+    Placed,
+    Saturation,
+    fate_reader,
+    meter_reader,
+    metrics_reader,
+)
 from domyn_swarm.batch.run.traffic import Connections, Traffic
 from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.model import Dispatching
@@ -382,7 +388,7 @@ async def open_session(
         connections = Connections(access.admits(), notice)
         session = RequestSession(carrier, gate, policy, tally, connections)
         async with beside(*work):
-            placing = None if replicas is None else replicas.dispatch
+            placing = None if replicas is None else Placed(replicas.dispatch, tally.replies)
             yield (
                 OpenAIClient(session, official),
                 Saturation(gauges, placing, lambda: connections.most),

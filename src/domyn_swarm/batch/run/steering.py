@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from domyn_swarm.batch.outcomes.tally import Tally
+from domyn_swarm.batch.outcomes.tally import Replies, Tally
 from domyn_swarm.batch.run.dispatch import AtReplica, Capacity
 from domyn_swarm.batch.run.limits import MOST_IN_ALL, WINDOW_S, Limits, Loads, ReplicaLoad, Sight
 from domyn_swarm.engine_load import EngineLoad, MetricsReader, Reading
@@ -60,6 +60,25 @@ class Placing(Protocol):
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
         """Distribute requests in proportion to these; without any, all replicas are equal."""
+
+
+class Placed:
+    """A `Placing` that knows how many tokens came from each replica as well."""
+
+    def __init__(self, placing: Placing, replies: Replies) -> None:
+        self._placing = placing
+        self._replies = replies
+
+    def at_replicas(self) -> Mapping[str, AtReplica]:
+        """See `Placing`."""
+        found, shares = dict(self._placing.at_replicas()), self._replies.sums.replicas
+        for url in found.keys() & shares.keys():
+            found[url] = found[url]._replace(tokens=shares[url].completion_tokens)
+        return found
+
+    def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
+        """See `Placing`."""
+        self._placing.set_capacities(capacities)
 
 
 ReadLoads = Callable[[], Awaitable[Loads | None]]
@@ -187,6 +206,7 @@ async def steer(
             tally.rows_answered + tally.rows_failed,
             tally.turned_away,
             placing.at_replicas() if placing is not None else {},
+            tally.replies.sums.completion_tokens,
         )
 
     limits.skip(sight())
