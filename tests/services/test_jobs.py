@@ -154,7 +154,7 @@ def test_rows_of_a_run_that_stopped_are_asked_with_other_parameters(
     assert (shown.parameters, shown.retry_parameters) == (before, {"max_tokens": 9})
     assert bench.server.asked == {"p0": 1, "p1": 1, "p2": 1, "p3": 2}
     assert again.status is JobStatus.FAILED
-    assert "1 of 5 rows have never been asked" in str(again.message)
+    assert "1 of 5 rows have never been sent" in str(again.message)
     assert service.wait(service.resume("mine")).status is JobStatus.SUCCEEDED
     assert bench.server.asked == {"p0": 1, "p1": 1, "p2": 1, "p3": 2, "p4": 1}
 

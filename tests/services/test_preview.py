@@ -91,7 +91,7 @@ def test_an_output_of_another_job_is_refused_before_a_preview_asks(
 def test_nobody_is_waited_for(service: JobService, bench: Any) -> None:
     bench.write(3)
     bench.server.stop()
-    with pytest.raises(PlatformUnavailable, match="Nobody serves at the endpoint"):
+    with pytest.raises(PlatformUnavailable, match="Nothing serves at the endpoint"):
         asked(service, bench.request())
 
 

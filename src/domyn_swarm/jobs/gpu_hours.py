@@ -86,7 +86,7 @@ def gpu_hours_of(spec: JobSpec, paths: JobPaths) -> GpuHours | None:
     if spec.endpoint_file is None:
         return None
     swarm = SwarmPaths(Path(spec.endpoint_file).parent.parent)
-    return GpuHours(_LookAt(swarm, spec.job_id), _spent_before(paths))
+    return GpuHours(_SwarmResources(swarm, spec.job_id), _spent_before(paths))
 
 
 def _spent_before(paths: JobPaths) -> float:
@@ -98,7 +98,7 @@ def _spent_before(paths: JobPaths) -> float:
     return told.gpu_hours or 0.0
 
 
-class _LookAt:
+class _SwarmResources:
     """Reads a swarm's resources from its folder: its plan, its collector's last view, its jobs."""
 
     def __init__(self, swarm: SwarmPaths, job_id: str) -> None:

@@ -79,8 +79,8 @@ class Trial:
         """
         if not self.spec.checkpointing:
             raise ConfigError(
-                f"{what} keeps what it asks, so that nothing is asked twice.",
-                hint="Take --no-checkpointing out, or ask one row with `job submit --dry-run`.",
+                f"{what} keeps the answers, so that no row is sent twice.",
+                hint="Take --no-checkpointing out, or send one row with `job submit --dry-run`.",
             )
 
     def plan_of(self, **rows: Any) -> BatchPlan:
@@ -113,10 +113,10 @@ class Trial:
         """
         began = time.monotonic()
         with open_files.raised(), event_loop() as runner:
-            runner.run(self._asked(plan, tally, notice, *watching))
+            runner.run(self._finish(plan, tally, notice, *watching))
         return time.monotonic() - began
 
-    async def _asked(
+    async def _finish(
         self,
         plan: BatchPlan,
         tally: Tally,
@@ -125,13 +125,13 @@ class Trial:
     ) -> None:
         job, access = self.prepared.job, self.access
 
-        def heard(text: str) -> None:
+        def pass_on(text: str) -> None:
             if tally.paused and not tally.rows_answered:
                 asking.cancel()  # a job waits for its endpoint, but here a caller waits
             else:
                 notice(text)
 
-        run = BatchRun(replace(plan, work=replace(plan.work, notice=heard)), tally, Events())
+        run = BatchRun(replace(plan, work=replace(plan.work, notice=pass_on)), tally, Events())
 
         def transform(client: OpenAIClient) -> Callable[[list[Any]], Awaitable[Sequence[Any]]]:
             job.bind(client, self.spec.model)
@@ -145,7 +145,7 @@ class Trial:
             if not (tally.paused and asking.cancelled()):
                 raise
             raise PlatformUnavailable(
-                f"Nobody serves at the endpoint {access.locate()}; no row was answered.",
+                f"Nothing serves at the endpoint {access.locate()}; no row was answered.",
                 hint="Is it up? See `domyn-swarm status`, or check --endpoint.",
             ) from None
         finally:

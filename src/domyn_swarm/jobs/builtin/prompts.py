@@ -97,7 +97,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - a value of a template
     return str(value) if isinstance(value, Undefined) else text_of(value)
 
 
-def _given(value: Any) -> Any:  # noqa: ANN401 - a filter's argument
+def _argument(value: Any) -> Any:  # noqa: ANN401 - a filter's argument
     if value is None:
         raise NullInPrompt("a value in the prompt is null")
     return value
@@ -110,7 +110,7 @@ def _taking(name: str, first: Callable[[Any], Any]) -> Callable[..., Any]:
 
     @functools.wraps(inner)
     def taking(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - see Jinja
-        rest = map(_given, args[at + 1 :])
+        rest = map(_argument, args[at + 1 :])
         return inner(*args[:at], first(args[at]), *rest, **kwargs)
 
     return taking
@@ -155,7 +155,7 @@ def _environment() -> _Rows:
     env.globals.clear()
     env.filters = {name: one for name, one in FILTERS.items() if name not in _OF_PYTHON}
     env.filters |= {name: _taking(name, _shown) for name in _OF_TEXT}
-    env.filters |= {name: _taking(name, _given) for name in _OF_VALUES}
+    env.filters |= {name: _taking(name, _argument) for name in _OF_VALUES}
     env.filters |= {"default": _default, "d": _default, "join": _join, "string": _shown}
     env.filters |= {"format": _format, "tojson": _tojson, _LITERAL: _literal}
     return env

@@ -48,8 +48,7 @@ def found_answer(text: str, validate: Callable[[str], _Answer], *, cut: bool) ->
         text: the model's whole text.
         validate: makes the answer from JSON text.
         cut: the text was cut off: then the JSON must be all of it, since the missing part might
-            have
-            contained another answer.
+            have contained another answer.
 
     Raises:
         ValidationError: no JSON in it has the shape; the error of the likeliest.
@@ -59,7 +58,7 @@ def found_answer(text: str, validate: Callable[[str], _Answer], *, cut: bool) ->
         return validate(text)
     except ValidationError as error:
         likeliest = error
-    said = _said(text)
+    said = _without_thinking(text)
     for candidates in ([said], _fenced(said, alone=cut), [] if cut else _embedded(said)):
         found: list[_Answer] = []
         for candidate in candidates:
@@ -80,7 +79,7 @@ def _is_no_json(error: ValidationError) -> bool:
     return any(one["type"] == "json_invalid" for one in error.errors(include_url=False))
 
 
-def _said(text: str) -> str:
+def _without_thinking(text: str) -> str:
     """A text without its thinking section and end tokens."""
     *_, last = [0, *(one.end() for one in _THOUGHT_ENDS.finditer(text))]
     said = text[last:]
@@ -130,8 +129,7 @@ class StructuredOutputJob(PromptedJob):
     error at once: the same request would end the same way.
 
     guided: how the schema is sent: `json_schema` (OpenAI's `response_format`; vLLM, llama.cpp,
-    SGLang),
-        `guided_json` (older vLLM), or `none`: as part of the prompt.
+        SGLang), `guided_json` (older vLLM), or `none`: as part of the prompt.
     """
 
     input_columns = ("messages",)
