@@ -194,7 +194,7 @@ def test_rows_that_another_job_asks_now_are_refused_before_anything_is_recorded(
     until(lambda: bench.server.answered.total() == 5)
     with pytest.raises(CheckpointBusy) as busy:
         service.submit(bench.request(external_id="second"))
-    assert f"The job {handle.job_id} (mine) asks these rows now" in busy.value.message
+    assert f"The job {handle.job_id} (mine) is sending these rows now" in busy.value.message
     assert f"job cancel {handle.job_id}" in busy.value.hint
     assert len(service.list()) == 1
     with pytest.raises(OutputExists, match=f"{handle.job_id} is going to write"):

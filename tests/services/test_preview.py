@@ -81,7 +81,7 @@ def test_an_output_of_another_job_is_refused_before_a_preview_asks(
     bench.server.asked.clear()
     with pytest.raises(OutputExists, match="temperature"):
         asked(service, bench.request(job_kwargs={"temperature": 0}))
-    with pytest.raises(ConfigError, match="keeps what it asks"):
+    with pytest.raises(ConfigError, match="keeps the answers"):
         asked(service, bench.request(checkpointing=False))
     assert not bench.server.asked
     assert asked(service, bench.request(limit=2)).rows_total == 2
