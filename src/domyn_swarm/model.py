@@ -112,7 +112,7 @@ def verdicts_named(names: str | Sequence[str]) -> tuple[ReplyVerdict, ...]:
     found = [known.get(word.strip()) for word in words if names]
     if None in found:
         raise ConfigError(
-            f"{words[found.index(None)].strip()!r} is no class of rows that can be asked again.",
+            f"{words[found.index(None)].strip()!r} is no class of rows that can be sent again.",
             hint=f"There are {', '.join(known)}.",
         )
     return tuple(dict.fromkeys(one for one in found if one is not None))

@@ -17,7 +17,7 @@ def home() -> Path:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path as a shell takes it: `~` and `~name` are home folders; of nobody's, they are names."""
+    """A path with `~` and `~name` expanded as by a shell; `~name` of an unknown user is kept."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises for unknown users
 
 

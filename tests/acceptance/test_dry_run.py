@@ -70,7 +70,7 @@ def test_what_a_dry_run_finds_is_its_exit_code(standing: Standing) -> None:
     gone = ("--endpoint", "http://127.0.0.1:9", "--model", "m")
     away = standing.cli(*job.submission(*gone), "--dry-run")
     assert away.returncode == 4
-    assert "Nobody serves at the endpoint http://127.0.0.1:9" in away.stderr
+    assert "Nothing serves at the endpoint http://127.0.0.1:9" in away.stderr
     url = standing.cli.json("endpoint", "demo")["url"]
     keyless = ("--endpoint", url, "--model", "sim-model")
     failed = standing.cli(*job.submission(*keyless), "--dry-run")

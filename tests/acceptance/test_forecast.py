@@ -100,7 +100,7 @@ def test_a_job_whose_rows_all_fail_is_not_gone_on_with(standing: Standing) -> No
 def test_a_sample_that_nobody_would_keep_is_refused(standing: Standing) -> None:
     job = standing.job("unkept", 6)
     done = standing.cli(*job.submission("--name", "demo"), "--forecast", "--no-checkpointing")
-    assert (done.returncode, "A forecast keeps what it asks" in done.stderr) == (2, True)
+    assert (done.returncode, "A forecast keeps the answers" in done.stderr) == (2, True)
     assert standing.sim.asked("unkept") == []
 
 

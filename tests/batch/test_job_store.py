@@ -224,7 +224,7 @@ def test_a_retry_asks_the_failed_rows_and_leaves_the_others_unasked(bench: Any) 
     assert asked(bench, "a", code=6, retry_failed=True) == 2
     told = result(bench, "a")
     assert (told["rows_done"], told["rows_total"], told["output"]) == (20, 30, None)
-    assert "10 of 30 rows have never been asked" in told["error"]
+    assert "10 of 30 rows have never been sent" in told["error"]
     assert "job resume a" in told["error"]
     assert asked(bench, "a") == 10
     assert answers(bench, "a") == [f"P{number}" for number in range(30)]

@@ -454,7 +454,7 @@ def test_an_output_that_could_not_be_written_is_written_later_without_asking(row
     assert main([str(rows.bench.job_folder(spec))]) == 6
     told = json.loads((rows.folder / "job" / "result.json").read_text())
     assert told["error"].startswith(f"Cannot write the output {target}: {target} exists and is not")
-    assert "no row will be asked twice" in told["error"]
+    assert "finished rows are not sent again" in told["error"]
     with opened_results(spec, JobStatus.FAILED, partial=True) as results:
         export(results, rows.folder / "export.parquet")
     assert pq.read_table(rows.folder / "export.parquet").num_rows == 5

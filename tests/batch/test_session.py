@@ -153,7 +153,7 @@ async def test_ten_minutes_without_an_endpoint_cost_no_row_an_attempt() -> None:
 @pytest.mark.parametrize(
     ("before", "words"),
     [
-        (CannotConnect("refused"), "nobody has answered at http://a yet; trying again"),
+        (CannotConnect("refused"), "no answer so far from http://a yet; trying again"),
         (HttpReply(503, b"loading", None), "the endpoint http://a is starting; waiting for it"),
         (MODELS, "the endpoint http://a does not answer; waiting for it"),
     ],
@@ -180,7 +180,7 @@ def test_an_endpoint_that_nobody_brings_up_has_to_be_there(before: Outcome, word
         if served:
             await work.rows(1)
         if isinstance(before, CannotConnect):
-            with pytest.raises(JobError, match="Nobody answers at http://a: refused") as caught:
+            with pytest.raises(JobError, match="Nothing answers at http://a: refused") as caught:
                 await work.rows(100)
             assert "host and port" in caught.value.hint
             assert now_s() - began < 20.0
@@ -475,7 +475,7 @@ async def test_an_endpoint_that_cannot_be_asked_for_ends_the_run_and_names_the_c
         post=lambda _nth: CannotConnect("refused"), models=lambda: CannotConnect("refused")
     )
     work = job(endpoint, locate)
-    with pytest.raises(JobError, match=r"Cannot ask whether the endpoint.*nowhere"):
+    with pytest.raises(JobError, match=r"Cannot determine whether the endpoint.*nowhere"):
         await work.rows(20)
 
 
@@ -484,7 +484,7 @@ async def test_a_port_at_which_nobody_listens_ends_the_session(bench: Bench) -> 
     url, said = bench.server.url, list[str]()
     bench.server.stop()
     access, policy = EndpointAccess(lambda: url, None), RetryPolicy(retries=0, knock_max_s=0.05)
-    with pytest.raises(JobError, match=f"Nobody answers at {url}: .*[Rr]efused"):
+    with pytest.raises(JobError, match=f"Nothing answers at {url}: .*[Rr]efused"):
         async with open_session(access, policy, Tally(), said.append) as (client, _):
             await client.completions.create(model="m", prompt="p")
-    assert said == [f"nobody has answered at {url} yet; trying again"]
+    assert said == [f"no answer so far from {url} yet; trying again"]

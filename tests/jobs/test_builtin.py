@@ -226,7 +226,7 @@ def test_perplexity(server: ModelServer) -> None:
     assert half == pytest.approx(math.exp(4.0 / 2))
     assert server.bodies[-1]["logprobs"] is True
     server.behave = lambda _prompt, _nth: chat("xyz")
-    with pytest.raises(BadReply, match="does not tell them"):
+    with pytest.raises(BadReply, match="does not report them"):
         ask(server, ChatCompletionPerplexityJob(), "q")
 
 

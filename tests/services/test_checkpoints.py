@@ -130,7 +130,7 @@ def test_one_that_is_held_stays_and_the_job_ends_well(
     (kept,) = json.loads(refused.stdout)["checkpoints"]
     assert not kept["removed"]
     assert "is being run by process" in refused.stderr
-    assert f"The job {handle.job_id} (mine) asks these rows now" in refused.stderr
+    assert f"The job {handle.job_id} (mine) is sending these rows now" in refused.stderr
     bench.server.answers_at_most = None
     assert service.wait(handle).status is JobStatus.SUCCEEDED
     assert set(bench.server.asked.values()) == {1}

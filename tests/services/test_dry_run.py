@@ -119,7 +119,7 @@ def test_an_endpoint_without_anybody_behind_it_is_one_error(
     bench.server.behave = lambda _prompt, _nth: answer(status=503)
     if not listens:
         bench.server.stop()
-    with pytest.raises(PlatformUnavailable, match="Nobody serves at the endpoint http"):
+    with pytest.raises(PlatformUnavailable, match="Nothing serves at the endpoint http"):
         service.dry_run(bench.request())
     assert tree(bench.folder) == before
     assert sum(bench.server.asked.values()) == listens

@@ -154,7 +154,7 @@ def test_rows_of_a_run_that_stopped_are_asked_with_other_parameters(
     assert (shown.parameters, shown.retry_parameters) == (before, {"max_tokens": 9})
     assert bench.server.asked == {"p0": 1, "p1": 1, "p2": 1, "p3": 2}
     assert again.status is JobStatus.FAILED
-    assert "1 of 5 rows have never been asked" in str(again.message)
+    assert "1 of 5 rows have never been sent" in str(again.message)
     assert service.wait(service.resume("mine")).status is JobStatus.SUCCEEDED
     assert bench.server.asked == {"p0": 1, "p1": 1, "p2": 1, "p3": 2, "p4": 1}
 
@@ -194,7 +194,7 @@ def test_rows_that_another_job_asks_now_are_refused_before_anything_is_recorded(
     until(lambda: bench.server.answered.total() == 5)
     with pytest.raises(CheckpointBusy) as busy:
         service.submit(bench.request(external_id="second"))
-    assert f"The job {handle.job_id} (mine) asks these rows now" in busy.value.message
+    assert f"The job {handle.job_id} (mine) is sending these rows now" in busy.value.message
     assert f"job cancel {handle.job_id}" in busy.value.hint
     assert len(service.list()) == 1
     with pytest.raises(OutputExists, match=f"{handle.job_id} is going to write"):

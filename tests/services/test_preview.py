@@ -81,7 +81,7 @@ def test_an_output_of_another_job_is_refused_before_a_preview_asks(
     bench.server.asked.clear()
     with pytest.raises(OutputExists, match="temperature"):
         asked(service, bench.request(job_kwargs={"temperature": 0}))
-    with pytest.raises(ConfigError, match="keeps what it asks"):
+    with pytest.raises(ConfigError, match="keeps the answers"):
         asked(service, bench.request(checkpointing=False))
     assert not bench.server.asked
     assert asked(service, bench.request(limit=2)).rows_total == 2
@@ -91,7 +91,7 @@ def test_an_output_of_another_job_is_refused_before_a_preview_asks(
 def test_nobody_is_waited_for(service: JobService, bench: Any) -> None:
     bench.write(3)
     bench.server.stop()
-    with pytest.raises(PlatformUnavailable, match="Nobody serves at the endpoint"):
+    with pytest.raises(PlatformUnavailable, match="Nothing serves at the endpoint"):
         asked(service, bench.request())
 
 

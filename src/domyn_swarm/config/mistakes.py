@@ -91,7 +91,7 @@ def config_error(
 
 
 def _of_another_kind(model: type[BaseModel], layer: Layer, path: Path) -> str:
-    """What to do with a file that is none of a model; nothing where it may be one."""
+    """The hint for a file that is not of the model's kind; empty if it may be."""
     for keys, what in _FILES:
         if keys[0] in model.model_fields:
             continue

@@ -349,7 +349,7 @@ class DomynLLMSwarmConfig(Section):
     @field_validator("backend")
     @classmethod
     def _has_its_image(cls, value: BackendConfig, info: ValidationInfo) -> BackendConfig:
-        """Refused here: on a node it would cost an allocation before anybody notices."""
+        """Refused here: on a node it would cost an allocation before the error is noticed."""
         if value.type != "slurm" or "image" not in info.data:
             return value
         image = info.data["image"]

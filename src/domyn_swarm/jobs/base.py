@@ -120,8 +120,7 @@ class SwarmJob:
 
         Raises:
             ConfigError: an option is invalid, a parameter unknown, or the number of new names is
-                not that of
-                the columns.
+                not that of the columns.
         """
         columns = input_columns or self.input_columns
         self.input_columns = (columns,) if isinstance(columns, str) else tuple(columns)
@@ -295,8 +294,7 @@ class SwarmJob:
 
         Args:
             data: a pandas, polars, Arrow or Ray frame, or the path of files (which are returned as
-                an
-                Arrow table).
+                an Arrow table).
             endpoint: the URL of any OpenAI endpoint, with or without `/v1`.
             model: the model's name there.
             api_key: its key; else `DOMYN_SWARM_API_TOKEN` or `OPENAI_API_KEY` of the environment.
@@ -307,8 +305,7 @@ class SwarmJob:
 
         Raises:
             SwarmError: the job or the data is invalid (nothing was sent), or the run cannot
-                continue
-                (settled rows are kept).
+                continue (settled rows are kept).
             KeyboardInterrupt: it was interrupted; the message says what is kept.
         """
         from domyn_swarm.jobs.running import Endpoint, run, settings_of

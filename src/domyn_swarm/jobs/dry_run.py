@@ -213,7 +213,7 @@ async def _ask(
             await asyncio.gather(asked, return_exceptions=True)
     if away.done():
         raise PlatformUnavailable(
-            f"Nobody serves at the endpoint {access.locate()}; the first row has no answer.",
+            f"Nothing serves at the endpoint {access.locate()}; the first row has no answer.",
             hint="Is it up? See `domyn-swarm status`, or check --endpoint.",
         )
     raise JobError(

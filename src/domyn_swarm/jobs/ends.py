@@ -137,7 +137,7 @@ class LocalEnds:
             if missing := results.rows_total - results.rows:
                 raise JobError(
                     f"{quantity(missing, 'result')} cannot be read again.",
-                    hint="Run it once more: only those rows are asked.",
+                    hint="Run it again: only those rows are sent.",
                 )
             return self.build(results.schema, results.batches(), kept)
 

@@ -219,7 +219,7 @@ def _notes(prepared: Prepared, tally: Tally, slots: float, fleet: Fleet) -> Iter
             "the table says."
         )
     if tally.rows_failed:
-        yield f"{quantity(tally.rows_failed, 'row')} of the sample failed; the full run asks again."
+        yield f"{quantity(tally.rows_failed, 'row')} of the sample failed; the job repeats them."
 
 
 def check_answered(found: JobForecast) -> None:

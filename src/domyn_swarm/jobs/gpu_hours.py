@@ -87,7 +87,7 @@ def gpu_hours_of(spec: JobSpec, paths: JobPaths) -> GpuHours | None:
         return None
     swarm = SwarmPaths(Path(spec.endpoint_file).parent.parent)
     tag = None if spec.serving is None else str(spec.serving["tag"])
-    return GpuHours(_LookAt(swarm, spec.job_id, tag), _spent_before(paths))
+    return GpuHours(_SwarmResources(swarm, spec.job_id, tag), _spent_before(paths))
 
 
 def _spent_before(paths: JobPaths) -> float:
@@ -99,7 +99,7 @@ def _spent_before(paths: JobPaths) -> float:
     return told.gpu_hours or 0.0
 
 
-class _LookAt:
+class _SwarmResources:
     """Reads a swarm's resources from its folder: its plan, its collector's last view, its jobs.
     `tag`: of the swarm; a view that another swarm of the same name left there says nothing of it.
     None: any view is believed.

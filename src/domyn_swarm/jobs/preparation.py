@@ -108,8 +108,8 @@ def _check_retried(plan: BatchPlan) -> None:
     what = f"is {' or '.join(sorted(plan.again))}" if plan.again else "has failed"
     raise NothingToRetry(
         f"There is nothing to retry: no row of {plan.output.job.name} {what}. Nothing was started.",
-        hint="`domyn-swarm job failures` shows its rows by class; --class NAME asks those of one "
-        "again, and `domyn-swarm job resume` those that were never asked.",
+        hint="`domyn-swarm job failures` shows its rows by class; --class NAME sends those of one "
+        "again, and `domyn-swarm job resume` those that were never sent.",
     )
 
 
@@ -224,7 +224,7 @@ def check_dedup(dedup: Dedup | None, job: SwarmJob) -> None:
     if dedup != "greedy" or job.is_greedy:
         return
     raise ConfigError(
-        f"--dedup greedy: {job.label} may ask with a temperature other than 0, so that equal rows "
+        f"--dedup greedy: {job.label} may send a temperature other than 0, so that equal rows "
         "would get different answers.",
         hint="Set temperature to 0 (--job-kwargs), or let equal rows share one answer that was "
         "drawn by chance: --dedup always.",
@@ -286,7 +286,7 @@ def _as_first_asked(spec: JobSpec, job: SwarmJob) -> SwarmJob:
     if first.schema().described() != job.schema().described():
         raise ConfigError(
             f"{', '.join(spec.override)} would change the output's columns.",
-            hint="Failed rows can be asked again with other parameters, not for other columns.",
+            hint="Failed rows can be sent again with other parameters, not for other columns.",
         )
     return first
 

@@ -112,7 +112,7 @@ def access_of(spec: JobSpec) -> EndpointAccess:
         use_proxy=outside,
         key_now=key_now,
         admits=partial(_admitted, place, spec.workers or 1),
-        ca_file=partial(_told, place, "ca_file"),
+        ca_file=partial(_endpoint_field, place, "ca_file"),
     )
 
 
@@ -120,11 +120,11 @@ def _admitted(endpoint_file: Path, workers: int) -> int | None:
     """The number of requests that the swarm's endpoint accepts from each of this number of
     workers.
     """
-    admits = _told(endpoint_file, "admits")
+    admits = _endpoint_field(endpoint_file, "admits")
     return None if admits is None else max(1, int(admits) // workers)
 
 
-def _told(endpoint_file: Path, field: str) -> Any:  # noqa: ANN401 - JSON
+def _endpoint_field(endpoint_file: Path, field: str) -> Any:  # noqa: ANN401 - JSON
     """A field of the endpoint's address file; None: the file or the field is missing."""
     try:
         return json.loads(endpoint_file.read_text("utf-8")).get(field)
@@ -142,7 +142,7 @@ def _reading_keys(spec: JobSpec) -> Iterator[None]:
             hint = "Set OPENAI_API_KEY and submit the same job again."
         raise JobError(
             f"The key of the job's endpoint cannot be read: {error.filename}: {error.strerror}.",
-            hint=f"{hint} No row is asked twice.",
+            hint=f"{hint} No row is sent twice.",
         ) from error
 
 
@@ -212,9 +212,9 @@ class SwarmFate:
             return None
         self._pause_s = min(2 * self._pause_s, _ASK_MAX_S)
         self._next_s = now + self._pause_s * random.uniform(1.0, 1.5)  # noqa: S311
-        return await asyncio.to_thread(self._look)
+        return await asyncio.to_thread(self._reason)
 
-    def _look(self) -> str | None:
+    def _reason(self) -> str | None:
         from domyn_swarm.backends.base import ServingHandle
         from domyn_swarm.backends.endpoint.view import read_ended
         from domyn_swarm.backends.platforms import serving_backend
@@ -226,6 +226,6 @@ class SwarmFate:
                 return f"The swarm has ended: {ended.reason}"
             why = (self._lost or serving_backend(handle.platform).lost)(handle)
         except (SwarmError, OSError, ValueError) as error:  # queried again later
-            _log.info("the platform cannot be asked what became of the swarm: %s", error)
+            _log.info("the platform does not report the state of the swarm: %s", error)
             return None
         return None if why is None else f"The swarm has failed: {why}"

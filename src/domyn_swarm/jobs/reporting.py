@@ -62,7 +62,7 @@ class TimeLimit:
         left = "its answers are lost then: it keeps no checkpoint"
         if self._spec.checkpointing:
             resume = f"`domyn-swarm job resume {self._spec.job_id} --time LIMIT`"
-            left = f"finished rows are kept, {resume} asks the others"
+            left = f"finished rows are kept, {resume} sends the others"
         return f"too slow to be done when its time is up, at {ends:%Y-%m-%d %H:%M} UTC; {left}"
 
 
@@ -142,7 +142,7 @@ class Reporter:
             {
                 "state": "paused" if paused else self.state,
                 "message": paused or tally.remark or self._time.too_short(eta_s),
-                **self._told(),
+                **self._identity(),
                 "rows_total": tally.rows_total,
                 "rows_done": tally.rows_done,
                 "rows_resumed": tally.rows_resumed,

@@ -191,7 +191,7 @@ class ChangeableOptions(AskingOptions):
 class RunOptions(ChangeableOptions, KeepingOptions, InputReading):
     """The submitter's options, besides swarm and job."""
 
-    input: Annotated[str, about("The rows to ask.", metavar="PATH")]
+    input: Annotated[str, about("The input rows.", metavar="PATH")]
     output: Annotated[str, about("Where answers go.", metavar="PATH")]
     input_columns: Annotated[
         _Names, about("A column to read; repeatable.", flag="--input-column")
@@ -205,7 +205,7 @@ class RunOptions(ChangeableOptions, KeepingOptions, InputReading):
     infer_types: Annotated[bool, about("CSV to Parquet: types for cells that all have one.")] = (
         False
     )
-    limit: Annotated[_Count | None, about("Only the first so many rows.")] = None
+    limit: Annotated[_Count | None, about("Process only the first N rows.")] = None
     external_id: Annotated[str | None, about("An id of yours to find it by.", metavar="ID")] = None
     data_backend: Annotated[
         DataBackendName | None,

@@ -53,13 +53,13 @@ _DRAW_S = 0.5
 _KINDS = {int: Integral, Path: os.PathLike}  # other values that count as this type
 
 
-def _taken(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 - a type
+def _accepted_types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 - a type
     """The types of values that a keyword accepts, as far as `isinstance` can tell."""
     several = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
     return tuple(_KINDS.get(one, get_origin(one) or one) for one in several)
 
 
-_TAKEN = {name: _taken(hint) for name, hint in get_type_hints(RunKeywords).items()}
+_TAKEN = {name: _accepted_types(hint) for name, hint in get_type_hints(RunKeywords).items()}
 _NAMES = {NoneType: "None", Integral: "int", os.PathLike: "Path", Mapping: "dict", Sequence: "list"}
 
 
@@ -237,21 +237,21 @@ def run(job: SwarmJob | str, data: Any, endpoint: Endpoint, settings: RunSetting
         return in_a_loop(lambda: arun(job, data, endpoint, settings, tally))
     except KeyboardInterrupt:
         raise interrupted(_kept(tally, settings)) from None
-    except SwarmError as error:  # its words say all: where in our code it arose helps nobody
+    except SwarmError as error:  # the message is complete without a traceback
         raise error.with_traceback(None) from None
 
 
 def _kept(tally: Tally, settings: RunSettings) -> str:
     """What an interrupted run has kept, as text."""
     if not settings.checkpoint:
-        return "Interrupted: nothing is kept (checkpoint=False). The same call asks all rows again."
+        return "Interrupted: nothing is kept (checkpoint=False). The same call sends all rows."
     if not tally.rows_done:
-        return "Interrupted before a row was answered. The same call begins anew."
+        return "Interrupted before a row was answered. The same call starts again."
     of_all = "" if tally.rows_total is None else f" of {tally.rows_total}"
     rows = "row is" if tally.rows_done == 1 and not of_all else "rows are"
     return (
         f"Interrupted: {tally.rows_done}{of_all} {rows} done and kept. "
-        "The same call asks only the rest."
+        "The same call sends only the rest."
     )
 
 

@@ -84,8 +84,8 @@ class Trial:
         """
         if not self.spec.checkpointing:
             raise ConfigError(
-                f"{what} keeps what it asks, so that nothing is asked twice.",
-                hint="Take --no-checkpointing (checkpointing=False) out, or ask one row with "
+                f"{what} keeps the answers, so that no row is sent twice.",
+                hint="Take --no-checkpointing (checkpointing=False) out, or send one row with "
                 "`job submit --dry-run`.",
             )
 
@@ -119,10 +119,10 @@ class Trial:
         """
         began = time.monotonic()
         with open_files.raised():
-            in_a_loop(lambda: self._asked(plan, tally, notice, *watching))
+            in_a_loop(lambda: self._finish(plan, tally, notice, *watching))
         return time.monotonic() - began
 
-    async def _asked(
+    async def _finish(
         self,
         plan: BatchPlan,
         tally: Tally,
@@ -131,13 +131,13 @@ class Trial:
     ) -> None:
         job, access = self.prepared.job, self.access
 
-        def heard(text: str) -> None:
+        def pass_on(text: str) -> None:
             if tally.paused and not tally.rows_answered:
                 asking.cancel()  # a job waits for its endpoint, but here a caller waits
             else:
                 notice(text)
 
-        run = BatchRun(replace(plan, work=replace(plan.work, notice=heard)), tally, Events())
+        run = BatchRun(replace(plan, work=replace(plan.work, notice=pass_on)), tally, Events())
 
         def transform(client: OpenAIClient) -> Callable[[list[Any]], Awaitable[Sequence[Any]]]:
             job.bind(client, self.spec.model)
@@ -151,7 +151,7 @@ class Trial:
             if not (tally.paused and asking.cancelled()):
                 raise
             raise PlatformUnavailable(
-                f"Nobody serves at the endpoint {access.locate()}; no row was answered.",
+                f"Nothing serves at the endpoint {access.locate()}; no row was answered.",
                 hint="Is it up? See `domyn-swarm status`, or check --endpoint.",
             ) from None
         finally:

@@ -140,7 +140,7 @@ class _Worker:
             if (why := await fate()) is not None:
                 raise JobError(
                     f"{why}. Its endpoint will not come back.",
-                    hint="Finished rows are kept. Bring up a swarm again and go on there: "
+                    hint="Finished rows are kept. Bring up a swarm again and continue there: "
                     "domyn-swarm job resume JOB --name SWARM",
                 )
             await asyncio.sleep(_PROGRESS_S)

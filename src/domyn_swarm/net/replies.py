@@ -120,7 +120,7 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
     _raise_error(reply)
     if path in _KNOWN_PATHS:
         _check_shape(path, reply, body)
-    facts = _facts([_heard(one) for one in reply.choices or ()], reply.usage)
+    facts = _facts([_choice_facts(one) for one in reply.choices or ()], reply.usage)
     if reply.status == "incomplete":  # of `/v1/responses`
         word = str((reply.incomplete_details or {}).get("reason"))
         facts = msgspec.structs.replace(facts, finish_reasons=(word,), code=_place(word) << 1)
@@ -157,7 +157,7 @@ class StreamedReply:
     """A reply that comes in chunks."""
 
     def __init__(self) -> None:
-        self._heard: dict[Any, _Heard] = {}
+        self._choices: dict[Any, _ChoiceFacts] = {}
         self._prompt_tokens = self._completion_tokens = 0
 
     def add(self, chunk: bytes) -> None:
@@ -165,9 +165,9 @@ class StreamedReply:
         reply = _decoded(chunk)
         _raise_error(reply)
         for one in reply.choices or ():
-            known = self._heard.get(one.index)
-            heard = _heard(one)
-            self._heard[one.index] = heard if known is None else known.joined(heard)
+            known = self._choices.get(one.index)
+            facts = _choice_facts(one)
+            self._choices[one.index] = facts if known is None else known.joined(facts)
         if reply.usage is not None:
             self._prompt_tokens += reply.usage.prompt_tokens or 0
             self._completion_tokens += reply.usage.completion_tokens or 0
@@ -180,13 +180,13 @@ class StreamedReply:
     def facts(self) -> ReplyFacts:
         """The facts of all chunks together."""
         usage = _Usage(self._prompt_tokens, self._completion_tokens)
-        facts = _facts(list(self._heard.values()), usage)
+        facts = _facts(list(self._choices.values()), usage)
         return (
-            facts if self._heard else msgspec.structs.replace(facts, code=1)
+            facts if self._choices else msgspec.structs.replace(facts, code=1)
         )  # it has said nothing
 
 
-class _Heard(NamedTuple):
+class _ChoiceFacts(NamedTuple):
     """One choice, or a chunk of one."""
 
     finish_reason: str | None
@@ -198,16 +198,16 @@ class _Heard(NamedTuple):
         """The number of this ending, as `ReplyFacts.code` has it."""
         return self.ending << 1 | (not self.said)
 
-    def joined(self, later: _Heard) -> _Heard:
+    def joined(self, later: _ChoiceFacts) -> _ChoiceFacts:
         """Both pieces together."""
-        return _Heard(
+        return _ChoiceFacts(
             later.finish_reason or self.finish_reason,
             max(self.ending, later.ending),
             self.said or later.said,
         )
 
 
-def _heard(choice: _Choice) -> _Heard:
+def _choice_facts(choice: _Choice) -> _ChoiceFacts:
     reason = choice.finish_reason
     if choice.error:
         raise error_in_reply("the server broke the answer off", choice.error)
@@ -217,11 +217,11 @@ def _heard(choice: _Choice) -> _Heard:
     refusal = message.refusal is not None and _says(message.refusal)
     said = _says(spoken) or refusal or calls or bool(message.audio)
     if reason is None or reason == "stop":  # by far the commonest
-        return _Heard(reason, _place("", refusal=refusal, calls=calls), said)
+        return _ChoiceFacts(reason, _place("", refusal=refusal, calls=calls), said)
     word = str(reason).lower()
     if word in _BROKEN:
         raise error_in_reply(f"the server broke the answer off (finish_reason {reason})", None)
-    return _Heard(str(reason), _place(word, refusal=refusal, calls=calls), said)
+    return _ChoiceFacts(str(reason), _place(word, refusal=refusal, calls=calls), said)
 
 
 def _place(word: str, *, refusal: bool = False, calls: bool = False) -> int:
@@ -258,7 +258,7 @@ def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
     return any(map(_says, told)) if told else True
 
 
-def _facts(choices: Sequence[_Heard], usage: _Usage | None) -> ReplyFacts:
+def _facts(choices: Sequence[_ChoiceFacts], usage: _Usage | None) -> ReplyFacts:
     usage = usage or _NO_USAGE
     prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
     if len(choices) == 1:

@@ -56,9 +56,9 @@ class PlatformOptions(Record):
 
 
 class JobResources(PlatformOptions):
-    """What a job asks for itself; None: what the platform gives when nothing is asked."""
+    """The resources that a job requests for itself; None: the platform's default."""
 
-    detached: bool = False  # nobody follows it: it must survive logout
+    detached: bool = False  # no process follows it: it must survive logout
     memory_gb: Annotated[float, Meta(gt=0)] | None = None
     time_limit_s: Annotated[float, Meta(gt=0)] | None = None  # of one run, if it is continued
     stop_after_s: Annotated[float, Meta(gt=0)] | None = (

@@ -75,8 +75,7 @@ class Checkpoint:
             asker: the job, for messages to a second driver.
             accept: which answers count.
             again: outcomes of earlier results whose rows are pending again; empty: failed. The
-                results
-                stay until better ones are recorded.
+                results stay until better ones are recorded.
 
         Raises:
             CheckpointBusy: another driver holds it.
@@ -177,7 +176,7 @@ class Checkpoint:
         if self._lease.succeeded:
             raise CheckpointLost(
                 f"Another driver took over the checkpoint {self.folder}; this one stops.",
-                hint="It was silent for too long (suspended?). The other one goes on.",
+                hint="It was silent for too long (suspended?). The other driver continues.",
             )
         raise CheckpointLost(
             f"The lease of the checkpoint {self.folder} cannot be renewed; this driver stops.",

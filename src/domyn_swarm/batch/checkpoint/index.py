@@ -356,7 +356,8 @@ class IdIndex(RowIndex):
 def open_index(
     folders: Sequence[ResultsFolder], keys: RowKeys, reading: Reading = _AS_USUAL
 ) -> RowIndex:
-    """The settled rows of some jobs' folders now, whoever holds them. The caller closes `frames`.
+    """The settled rows of some jobs' folders now, whichever drivers hold them. The caller closes
+    `frames`.
 
     Raises:
         JobError: there is no room for a table of the rows.

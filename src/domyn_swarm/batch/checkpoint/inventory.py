@@ -136,7 +136,7 @@ def _job(folder: Path, rows_done: int, rows_failed: int) -> StoredJob:
     )
 
 
-class _Found(NamedTuple):
+class _FolderRows(NamedTuple):
     """The rows of one job's folder."""
 
     answered: _Rows
@@ -144,7 +144,7 @@ class _Found(NamedTuple):
     failed_now: int  # by the results that are not hidden from the job, if there are any
 
 
-def _rows_in(folder: Path) -> _Found:
+def _rows_in(folder: Path) -> _FolderRows:
     note = read_note(folder)
     reading = Reading(None if note is None else note.accept)
     answered, failed = _rows_of(ResultsFolder(folder), reading)
@@ -152,10 +152,10 @@ def _rows_in(folder: Path) -> _Found:
     with contextlib.suppress(JobError):  # reported by the job itself
         hidden = hidden_to(folder)
     if not hidden:
-        return _Found(answered, failed, len(failed))
+        return _FolderRows(answered, failed, len(failed))
     good, bad = _rows_of(ResultsFolder(folder, hidden_to=hidden), reading)
     only_hidden = np.setdiff1d(failed, np.concatenate([good, bad]))
-    return _Found(answered, failed, len(bad) + len(only_hidden))
+    return _FolderRows(answered, failed, len(bad) + len(only_hidden))
 
 
 def _rows_of(folder: ResultsFolder, reading: Reading) -> tuple[_Rows, _Rows]:

@@ -79,7 +79,7 @@ def open_folders(folders: Sequence[ResultsFolder]) -> list[list[OpenedFile]]:
             raise JobError(
                 f"The results of {len(folders)} jobs in {folders[-1].path.parent} are in more "
                 "files than this process may open.",
-                hint="Raise the limit (ulimit -n), or remove what nobody needs (domyn-swarm "
+                hint="Raise the limit (ulimit -n), or remove unused results (domyn-swarm "
                 "checkpoints rm).",
             ) from error
         raise
@@ -197,7 +197,7 @@ class JobPlace:
         if keys.fingerprint != "full":
             return [own]
         others = [one for one in job_folders(self.store) if one.name != self.key]
-        others.sort(key=_created, reverse=True)  # whoever answered first has the strongest claim
+        others.sort(key=_created, reverse=True)  # the oldest job has the strongest claim
         return [
             *(
                 ResultsFolder(one, own=False, hidden_to=hidden.others.get(one.name, 0))
@@ -317,7 +317,7 @@ def _read_hidden(folder: Path) -> Hidden:
         return Hidden()
     except (OSError, ValueError) as error:
         raise JobError(
-            f"{path} cannot be read, so it is not known which results were to be asked again.",
+            f"{path} cannot be read, so it is not known which results do not count.",
             hint="Repair it, or remove it and submit the job with --no-resume.",
         ) from error
 
@@ -372,7 +372,7 @@ def _named(folder: Path, error: CheckpointBusy) -> CheckpointBusy:
     if note is None:
         return error
     return CheckpointBusy(
-        f"The job {note.words} asks these rows now. {error.message}",
+        f"The job {note.words} is sending these rows now. {error.message}",
         hint=f"Wait for it or cancel it; if it was submitted: domyn-swarm job wait {note.job_id}, "
-        f"domyn-swarm job cancel {note.job_id}. Other inputs may be asked at the same time.",
+        f"domyn-swarm job cancel {note.job_id}. Jobs with other inputs may run at the same time.",
     )

@@ -73,8 +73,7 @@ class Journal:
 
         Raises:
             JobError: the disk refuses it (full, quota, gone); the journal ends with the last whole
-                frame
-                and nothing before it is lost.
+                frame and nothing before it is lost.
         """
         self._check()
         frame = encode_frame(results, self._writer[0])

@@ -284,7 +284,7 @@ def _busy(folder: Path, holder: Holder | None) -> CheckpointBusy:
     who = f"process {holder.pid} on {holder.host}" if holder else "another driver"
     return CheckpointBusy(
         f"This job is being run by {who} (checkpoint {folder}).",
-        hint="Wait for it or cancel it. Other inputs may be asked at the same time.",
+        hint="Wait for it or cancel it. Jobs with other inputs may run at the same time.",
     )
 
 

@@ -146,7 +146,7 @@ _CELL_BYTES = 1 << 28  # of one cell, so that an unclosed quotation mark does no
 _DELIMITERS = ",;\t|"
 _EXCELS_NOTE = re.compile("sep=(.)", re.IGNORECASE)  # in a first line, of the delimiter
 _MEND = (
-    'Mend the line: a cell with the delimiter, quotes or line breaks is quoted, "" is one quote.'
+    'Repair the line: a cell with the delimiter, quotes or line breaks is quoted, "" is one quote.'
 )
 
 
@@ -174,7 +174,7 @@ def open_csv(
     problems = Problems()
     header: list[str] = []
     looks = (facts or InputFacts()).looks(
-        files, lambda file: _look(file, form, reading.types, problems)
+        files, lambda file: _examined(file, form, reading.types, problems)
     )
     for file, look in zip(files, looks, strict=True):
         found = look.schema.names
@@ -259,13 +259,13 @@ def _lots(file: InputFile, form: _Form) -> Iterator[list[list[str]]]:
 # -- errors in a file ----------------------------------------------------------------------------
 
 
-def _look(file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems) -> Look:
+def _examined(file: InputFile, form: _Form, types: dict[str, CellType], problems: Problems) -> Look:
     """The names in the first line that is not blank, and the number of rows below it."""
-    look = _Look(file, form, types)
+    look = _Examination(file, form, types)
     try:
         header, rows = look.run("strict")
     except UnicodeDecodeError as error:
-        look = _Look(file, form, types)
+        look = _Examination(file, form, types)
         try:  # a second reading that reports all affected cells
             header, rows = look.run("surrogateescape")
         except UnicodeDecodeError:  # an encoding whose invalid bytes cannot be located
@@ -275,7 +275,7 @@ def _look(file: InputFile, form: _Form, types: dict[str, CellType], problems: Pr
     return Look(pa.schema([(name, pa.string()) for name in names]), rows)
 
 
-class _Look:
+class _Examination:
     """One examination of one file."""
 
     def __init__(self, file: InputFile, form: _Form, types: dict[str, CellType]) -> None:
@@ -393,5 +393,5 @@ class _Look:
                 self._add(
                     line,
                     f"the column {name!r} holds {row[at]!r:.80}, which {why}",
-                    "Mend the cell, or leave the column out of --types: then it is text.",
+                    "Correct the cell, or leave the column out of --types: then it is text.",
                 )

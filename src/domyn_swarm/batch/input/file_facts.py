@@ -115,7 +115,7 @@ def check_text(batch: pa.RecordBatch, file: object, first: int) -> None:
             raise InvalidInput(
                 f"{file}, row {first + row}: the column {name!r} ({column.type}) holds what is no "
                 f"value of its type: {str(error).splitlines()[0]}",
-                hint="Write the file anew with text in UTF-8; bytes have a type of their own.",
+                hint="Rewrite the file with text in UTF-8; bytes have a type of their own.",
             ) from error
 
 
@@ -307,7 +307,7 @@ class InputFacts:
                     found.append(each)
                     if len(found) < len(files) and time.monotonic() - told > _TELL_S:
                         told = time.monotonic()
-                        _log.warning("looked at %d of %d files", len(found), len(files))
+                        _log.warning("examined %d of %d files", len(found), len(files))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -122,7 +122,7 @@ def files_of(source: str, *, recursive: bool = False) -> list[InputFile]:
         InvalidInput: there are none, a file of a range is missing, a link is broken, or they are of
             several kinds.
     """
-    exact = _found(source, recursive)
+    exact = _matches(source, recursive)
     files = exact if exact or "{" not in source else _ranged(source, recursive)
     if not files:
         raise InvalidInput(
@@ -170,7 +170,7 @@ def _ranged(source: str, recursive: bool) -> list[InputFile]:
     files: list[InputFile] = []
     missing: list[str] = []
     for name in _expanded(source):
-        found = _found(name, recursive)
+        found = _matches(name, recursive)
         if not found and not glob.has_magic(name):
             missing.append(name)
         files += found
@@ -213,7 +213,7 @@ def _choices(inside: str) -> Iterator[str]:
         yield str(number).zfill(padded)
 
 
-def _found(source: str, recursive: bool) -> list[InputFile]:
+def _matches(source: str, recursive: bool) -> list[InputFile]:
     """The files of one path, folder or glob; empty if there are none."""
     if "://" in source:
         return _found_elsewhere(source, recursive)
@@ -293,7 +293,7 @@ class _Folder:
             self._caches.append(inside)
         elif broken:
             raise InvalidInput(
-                f"{file} is a link that leads nowhere.", hint="Mend it, or take it out."
+                f"{file} is a link that leads nowhere.", hint="Repair it, or remove it."
             )
         else:
             self._files.append(file)

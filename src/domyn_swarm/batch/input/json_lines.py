@@ -71,7 +71,7 @@ def open_json_lines(
     """
     problems = Problems()
     looks = (facts or InputFacts()).looks(
-        files, lambda file: _look(file, encoding, check, problems)
+        files, lambda file: _examined(file, encoding, check, problems)
     )
     problems.check()
     names = dict.fromkeys(name for look in looks for name in look.schema.names)
@@ -89,7 +89,7 @@ def open_json_lines(
     return TextDataset(files, schema, rows, read, row_column)
 
 
-def _look(
+def _examined(
     file: InputFile,
     encoding: str,
     check: CheckLine | None,

@@ -109,7 +109,7 @@ def common_schema(plan: BatchPlan, facts: Sequence[Survey]) -> pa.Schema:
     if missing:
         raise JobError(
             f"{quantity(missing, 'result')} cannot be read again.",
-            hint="Run it once more: only those rows are asked.",
+            hint="Run it again: only those rows are sent.",
         )
     failed = any(one.rows_failed for one in facts)
     kept = plan.output.kept_columns(plan.dataset).fields

@@ -58,7 +58,7 @@ def _fits(frames: FrameFiles, first: NDArray[np.int64], last: NDArray[np.int64])
     used = np.flatnonzero(first >= 0)
     size = frames.decoded_bytes[used]
     moments = np.concatenate([first[used], last[used] + BATCH_ROWS])
-    order = np.argsort(moments, kind="stable")  # what comes is there before what goes
+    order = np.argsort(moments, kind="stable")  # at equal moments frames are added first
     at_once = np.cumsum(np.concatenate([size, -size])[order])
     return int(at_once.max(initial=0)) <= DECODED_BYTES
 

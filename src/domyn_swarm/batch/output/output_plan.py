@@ -119,8 +119,7 @@ class OutputPlan:
 
         Raises:
             InvalidInput: an output column has the name of a kept input column, the path's kind is
-                not
-                supported, its writer does not support the columns, or there is no room.
+                not supported, its writer does not support the columns, or there is no room.
             OutputExists: a file of another owner is at the path, or this job's output of another
                 input.
         """

@@ -76,7 +76,7 @@ def publish(
             told = f"{error.strerror or error}."
         raise JobError(
             f"Cannot write the output {plan.target}: {told}",
-            hint="Mend that and submit the same job again: no row will be asked twice. "
+            hint="Fix this and submit the same job again; finished rows are not sent again. "
             "`domyn-swarm job results JOB --partial --export FILE` writes what is there.",
         ) from error
 
@@ -89,7 +89,7 @@ def _publish(
     check_held: Callable[[], None],
 ) -> RowCounts:
     rows = plan.rows(dataset, index, limit)
-    failed, types = _looked_at(rows, plan)
+    failed, types = _surveyed(rows, plan)
     raw = rows.schema(errors=failed > 0)
     schema, reasons = plan.typed_schema(raw, types)
     for name, why in reasons.items():
@@ -122,7 +122,7 @@ def _publish(
     return counts
 
 
-def _looked_at(rows: OutputRows, plan: OutputPlan) -> tuple[int, OpenTypes]:
+def _surveyed(rows: OutputRows, plan: OutputPlan) -> tuple[int, OpenTypes]:
     """The number of failed rows, and the shapes of open types; values are read only for these."""
     types = rows.open_types()
     if plan.has_types and types.names:

@@ -114,7 +114,7 @@ class JsonLines(TextForm):
     @override
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         names = batch.schema.names
-        return _one(self.read(io.BytesIO(self.body(batch)), names), names)
+        return _concatenated(self.read(io.BytesIO(self.body(batch)), names), names)
 
 
 def _json_column(column: pa.Array) -> list[Any]:
@@ -177,7 +177,7 @@ class Csv(TextForm):
     @override
     def formed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         whole = io.BytesIO(self.head(batch.schema) + self.body(batch))
-        return _one(self.read(whole, batch.schema.names), batch.schema.names)
+        return _concatenated(self.read(whole, batch.schema.names), batch.schema.names)
 
 
 def _csv_batches(
@@ -207,7 +207,7 @@ def _csv_batches(
 FORMS: dict[str, TextForm] = {"jsonl": JsonLines(), "csv": Csv()}
 
 
-def _one(parts: Iterable[pa.RecordBatch], names: Sequence[str]) -> pa.RecordBatch:
+def _concatenated(parts: Iterable[pa.RecordBatch], names: Sequence[str]) -> pa.RecordBatch:
     schema = pa.schema([(name, pa.string()) for name in names])
     table = pa.Table.from_batches(parts, schema).combine_chunks()
     arrays = [

@@ -90,7 +90,7 @@ class Coordinator:
         self._chunks = 0
         self._handed_out = 0
         self._deaths = WorkerDeaths(workers.count)
-        self._turns: Turns[_Worker] = Turns(_say, lambda: asyncio.get_running_loop().time())
+        self._turns: Turns[_Worker] = Turns(_send, lambda: asyncio.get_running_loop().time())
         self._fatal: BaseException | None = None
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()  # no further workers have to be started
@@ -384,7 +384,7 @@ class Coordinator:
             self._end()
 
 
-def _say(worker: _Worker, order: Order) -> None:
+def _send(worker: _Worker, order: Order) -> None:
     worker.process.link.say(order)
 
 

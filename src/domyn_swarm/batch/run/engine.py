@@ -89,7 +89,7 @@ class BatchPlan:
         return rows if self.limit is None else min(rows, self.limit)
 
 
-class _Asking(NamedTuple):
+class _RequestFactory(NamedTuple):
     """How rows are sent: a session, and the job's transform."""
 
     open_session: Callable[[], AbstractAsyncContextManager[tuple[OpenAIClient, Saturation]]]
@@ -186,7 +186,7 @@ class BatchRun:
             )
             async with beside(in_thread(checkpoint.tidy)):
                 return await self._settle_all(
-                    checkpoint, _Asking(opening, make_transform, look_ahead)
+                    checkpoint, _RequestFactory(opening, make_transform, look_ahead)
                 )
         except OSError as error:
             if error.errno is None:  # not an error of a disk
@@ -195,7 +195,7 @@ class BatchRun:
         finally:
             await in_thread(checkpoint.close)
 
-    async def _settle_all(self, checkpoint: Checkpoint, asking: _Asking) -> bool:
+    async def _settle_all(self, checkpoint: Checkpoint, factory: _RequestFactory) -> bool:
         """Run, publish, and send rows again whose results turned out to be unreadable. True:
         published.
         """
@@ -214,7 +214,7 @@ class BatchRun:
                 )
                 self._tally.rows_waiting = shared.waiting
                 source = shared.without(source)
-            await self._run(checkpoint, asking, source)
+            await self._run(checkpoint, factory, source)
         if shared is not None and not self._stop_early:
             await self._share(checkpoint, shared)
         if plan.no_others and not self._stop_early:
@@ -239,10 +239,10 @@ class BatchRun:
                     self._tally.published(counts.rows_failed, counts.verdicts)
                     return True
             lost = quantity(len(ordinals), "result")
-            plan.work.notice(f"{lost} cannot be read; asking those rows again")
+            plan.work.notice(f"{lost} cannot be read; sending those rows again")
             self._tally.rows_resumed -= min(len(ordinals), self._tally.rows_resumed)
             again = named_rows(plan.dataset, plan.output.keys, plan.limit, ordinals)
-            await self._run(checkpoint, asking, again)
+            await self._run(checkpoint, factory, again)
         raise JobError(
             f"The checkpoint {checkpoint.folder} loses what is written to it.",
             hint="Check that disk, or choose another with --checkpoint-dir.",
@@ -271,21 +271,21 @@ class BatchRun:
         if left > 0:
             now = tally.rows_answered + tally.rows_failed
             raise JobError(
-                f"The rows to retry were asked again ({now}, of which {tally.rows_failed} failed); "
-                f"{left} of {tally.rows_total} rows have never been asked, so nothing was "
+                f"The rows to retry were sent again ({now}, of which {tally.rows_failed} failed); "
+                f"{left} of {tally.rows_total} rows have never been sent, so nothing was "
                 "published.",
                 hint=f"`domyn-swarm job resume {self._plan.asker.job_id}` asks them.",
             )
 
     async def _run(
-        self, checkpoint: Checkpoint, asking: _Asking, source: Iterator[PendingRows]
+        self, checkpoint: Checkpoint, factory: _RequestFactory, source: Iterator[PendingRows]
     ) -> None:
         """Settle the rows of the source. The endpoint is used only here."""
         if self._stop_early:
             return
-        async with asking.open_session() as (client, saturation):
-            transform = asking.make_transform(client)
-            await self._settle(checkpoint, transform, saturation, source, asking.look_ahead())
+        async with factory.open_session() as (client, saturation):
+            transform = factory.make_transform(client)
+            await self._settle(checkpoint, transform, saturation, source, factory.look_ahead())
 
     async def _settle(
         self,

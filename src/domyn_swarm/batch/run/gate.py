@@ -41,7 +41,7 @@ _FILES_S = 0.5  # requests that end free files
 ALONE = "rows under which engines died are asked one at a time; the others wait"
 
 
-class _Said(Enum):
+class _ProbeResult(Enum):
     """The result of a probe."""
 
     ANSWERED = "answered"
@@ -106,7 +106,7 @@ class EndpointGate:
         self._probing = asyncio.Lock()  # a lock of its own: a probe may take as long as a row
         self._alone = False
         self._told: str | None = None
-        self._probed: tuple[float, _Probe, _Said] | None = None
+        self._probed: tuple[float, _Probe, _ProbeResult] | None = None
         self.standing = Standing()
         self.traffic = traffic or Traffic()
         self.traffic.on_wait = self._tell_alone
@@ -119,9 +119,9 @@ class EndpointGate:
 
     def _tell_alone(self, begins: bool) -> None:
         self._alone = begins
-        self._tell()
+        self._report_state()
 
-    def _tell(self) -> None:
+    def _report_state(self) -> None:
         """Report why rows wait, or that they no longer do, if that changed."""
         waiting = ALONE if self._alone else None
         text = waiting if self.is_open else self._trouble.text
@@ -154,16 +154,16 @@ class EndpointGate:
             if await self._serves():
                 self._checked_at = loop.time()
                 return False
-            self._close(_Trouble(self._away()))
+            self._close(_Trouble(self._absence()))
             return True
 
-    def _away(self) -> str:
+    def _absence(self) -> str:
         """The message for an endpoint that does not serve now."""
         if self._has_served or self.standing.proven:
             return f"the endpoint {self.url} does not answer; waiting for it"
         if self._heard or self._expected:
             return f"the endpoint {self.url} is starting; waiting for it"
-        return f"nobody has answered at {self.url} yet; trying again"
+        return f"no answer so far from {self.url} yet; trying again"
 
     async def _serves(self) -> bool:
         """Whether it lists a model and, if it reports replicas, one is ready."""
@@ -220,9 +220,9 @@ class EndpointGate:
         if not timed_out:  # one token is enough to test for refusals
             body = brief(probe.kind.path, probe.body)
             probe = _Probe(probe.kind, body, min(probe.limit_s, _PROBE_S))
-        said = await self._said_since(since, probe)
-        if said is (_Said.NOTHING if timed_out else _Said.BARRED):
-            self._close(_Trouble(self._words(error), probe))
+        result = await self._result_since(since, probe)
+        if result is (_ProbeResult.NOTHING if timed_out else _ProbeResult.BARRED):
+            self._close(_Trouble(self._refusal(error), probe))
             return Fault.ALL
         if timed_out or self._is_of_the_row(error, probe.kind, since):
             return Fault.ROW
@@ -251,42 +251,42 @@ class EndpointGate:
             return await self.whose_fault(error, kind, since, limit_s)
         return Fault.ROW if error.server is None else Fault.REPLICA
 
-    async def _said_since(self, moment: float, probe: _Probe) -> _Said:
+    async def _result_since(self, moment: float, probe: _Probe) -> _ProbeResult:
         """The result of a probe of this kind that was sent since then."""
         if self._probed is not None:
-            sent_at, asked, said = self._probed
-            if sent_at >= moment and asked == probe and said is not _Said.NOTHING:
-                return said
+            sent_at, asked, result = self._probed
+            if sent_at >= moment and asked == probe and result is not _ProbeResult.NOTHING:
+                return result
         return await self._ask(probe)
 
-    async def _ask(self, probe: _Probe) -> _Said:
+    async def _ask(self, probe: _Probe) -> _ProbeResult:
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
         url = self.url + probe.kind.path
-        said = _Said.ELSE
+        result = _ProbeResult.ELSE
         try:
             reply = await self._client.request("POST", url, probe.body, probe.limit_s)
         except RequestTimeout:
-            said = _Said.NOTHING
+            result = _ProbeResult.NOTHING
         except RequestError:
-            said = _Said.ELSE
+            result = _ProbeResult.ELSE
         else:
             if reply.status >= 300:
                 error = error_from_status(reply.status, reply.body, reply.retry_after_s)
-                said = _Said.BARRED if error.barred else _Said.ELSE
+                result = _ProbeResult.BARRED if error.barred else _ProbeResult.ELSE
                 if not error.barred and not error.retryable:
-                    said = _Said.ANSWERED  # one token is too few for it, but the request was let in
+                    result = _ProbeResult.ANSWERED  # let in, though one token is too few for it
             elif page_instead(reply.body, None) is not None:
-                said = _Said.BARRED
+                result = _ProbeResult.BARRED
             else:
-                said = _Said.ANSWERED
+                result = _ProbeResult.ANSWERED
                 self.standing.answered(
                     probe.kind, reply.served_by, sent_at, loop.time(), probe.body
                 )
-        self._probed = sent_at, probe, said
-        return said
+        self._probed = sent_at, probe, result
+        return result
 
-    def _words(self, error: RequestError) -> str:
+    def _refusal(self, error: RequestError) -> str:
         if isinstance(error, RequestTimeout):
             return (
                 f"no request to {self.url} is answered any more: {error.message}; waiting until "
@@ -304,8 +304,7 @@ class EndpointGate:
 
         Raises:
             JobError: the endpoint will never answer again, or that cannot be determined; rows would
-                wait
-                for ever.
+                wait for ever.
         """
         while True:
             await self._closed.wait()
@@ -316,38 +315,40 @@ class EndpointGate:
                 raise
             except Exception as error:
                 raise JobError(
-                    f"Cannot ask whether the endpoint {self.url} answers: {error!r}.",
+                    f"Cannot determine whether the endpoint {self.url} answers: {error!r}.",
                     hint="Submit the same job again: finished rows are kept.",
                 ) from error
 
     async def _knock(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._tell()
+        self._report_state()
         wait_s = 0.2
         for tries in count(1):
             await asyncio.sleep(wait_s)
             wait_s = min(self._knock_max_s, wait_s * 1.5)
             with contextlib.suppress(JobError):  # while it moves it has no address
                 self.url = self._locate()
-            if await self._mended(self._trouble.probe):
+            if await self._serves_again(self._trouble.probe):
                 break
             await self._look_at_its_fate()
-            self._look_whether_it_exists(tries)
+            self._check_that_it_exists(tries)
         _log.info("the endpoint answers again after %.1f s", loop.time() - began)
         self.suspects.all_back()
         self.is_open = True
         self._opened.set()
-        self._tell()
+        self._report_state()
 
-    async def _mended(self, probe: _Probe | None) -> bool:
-        return await self._serves() and (probe is None or await self._ask(probe) is _Said.ANSWERED)
+    async def _serves_again(self, probe: _Probe | None) -> bool:
+        return await self._serves() and (
+            probe is None or await self._ask(probe) is _ProbeResult.ANSWERED
+        )
 
-    def _look_whether_it_exists(self, tries: int) -> None:
+    def _check_that_it_exists(self, tries: int) -> None:
         if self._expected or self._heard or self.standing.proven or tries < _FIRST_TRIES:
             return
         raise JobError(
-            f"Nobody answers at {self.url}: {self._unheard.rstrip('.')}.",
+            f"Nothing answers at {self.url}: {self._unheard.rstrip('.')}.",
             hint="Check host and port of the endpoint (--endpoint), and that a server runs there; "
             "then run the same again.",
         )
@@ -358,8 +359,8 @@ class EndpointGate:
             if why is None:
                 continue
             raise JobError(
-                f"{why}. Nobody will answer at {self.url} again.",
-                hint="Finished rows are kept. Bring up a swarm again and go on there: "
+                f"{why}. Nothing will answer at {self.url} again.",
+                hint="Finished rows are kept. Bring up a swarm again and continue there: "
                 "domyn-swarm job resume JOB --name SWARM",
             )
 

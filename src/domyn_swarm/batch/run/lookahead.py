@@ -56,18 +56,18 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - the columns'
     if isinstance(value, str):
         return value
     try:
-        return _said(value)
+        return _message_text(value)
     except RecursionError:  # whether it can be sent is decided elsewhere
         return ""
 
 
-def _said(value: Any) -> str:  # noqa: ANN401 - the columns'
+def _message_text(value: Any) -> str:  # noqa: ANN401 - the columns'
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return "\n".join([_said(one) for one in value])
+        return "\n".join([_message_text(one) for one in value])
     if isinstance(value, dict) and "content" in value:
-        return _said(value["content"])
+        return _message_text(value["content"])
     return str(value)
 
 

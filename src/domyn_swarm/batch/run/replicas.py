@@ -95,7 +95,7 @@ class Replicas:
         self._used_at = 0.0
         self.asleep = False  # no replica serves, and the swarm starts one on demand
         self.needed = False  # a request that needs a replica was refused for lack of one
-        self._refused_at: list[float] = []  # looks at which none could be connected to, in a row
+        self._refused_at: list[float] = []  # listings in a row with no reachable replica
         self.dispatch = dispatch or Dispatch()
         self._proved = proved
 
@@ -114,7 +114,7 @@ class Replicas:
     async def _follow(self, proving: asyncio.TaskGroup) -> None:
         while True:
             await self._wanted.wait()
-            await self._look()
+            await self._poll()
             for url in self._due():
                 self._proving.add(url)
                 proving.create_task(self._prove(url))
@@ -126,7 +126,7 @@ class Replicas:
 
     # -- the listing ---------------------------------------------------------------------------
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         named = await self._names.asked(self._named)
         if named is not None:
             self._named, self.asleep = named

@@ -62,8 +62,8 @@ class SharedRows:
             keys: by what they are known.
             index: what is settled.
             limit: how many of the rows there are.
-            again: the outcomes that are asked again, and no other rows; None: all rows that are
-                not settled.
+            again: the outcomes that are asked again, and no other rows; None: all rows that are not
+                settled.
 
         Raises:
             InvalidInput: the input cannot be read.

@@ -352,7 +352,7 @@ def _too_many_failed(tally: Tally) -> TooManyFailures:
         f"{'was' if tally.rows_answered == 1 else 'were'} answered; "
         f"the commonest error, {quantity(count, 'time')}: {signature}",
         hint=f"{remedy} and submit the same job again, or `domyn-swarm job resume` it: answered "
-        "rows are kept, the failed ones are asked again. --max-failures sets how many may fail.",
+        "rows are kept, the failed ones are sent again. --max-failures sets how many may fail.",
     )
 
 

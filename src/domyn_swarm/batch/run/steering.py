@@ -142,7 +142,7 @@ def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadLoads:
     """Gauges of a swarm: its collector polls the engines, and adds up their gauges."""
 
     async def read() -> Loads | None:
-        metered = await _asked(client, locate, "/v1/gauges", _Metered)
+        metered = await _collector_answer(client, locate, "/v1/gauges", _Metered)
         if metered is None or not metered.answered:
             return None
         each = {one.url: ReplicaLoad(one.look, _load_of(one)) for one in metered.each}
@@ -151,7 +151,7 @@ def meter_reader(client: HttpClient, locate: Callable[[], str]) -> ReadLoads:
     return read
 
 
-async def _asked(
+async def _collector_answer(
     client: HttpClient, locate: Callable[[], str], path: str, kind: type[_T]
 ) -> _T | None:
     """The collector's answer; None: it does not answer, or refuses."""
@@ -181,7 +181,7 @@ def fate_reader(
     """
 
     async def read() -> str | None:
-        view = await _asked(client, locate, "/v1/replicas", _View)
+        view = await _collector_answer(client, locate, "/v1/replicas", _View)
         failed = [one for one in view.replicas if one.state == "failed"] if view else []
         if view is None or not view.wanted or len(failed) < view.wanted:
             return None

@@ -100,7 +100,7 @@ class RangeWorker(Events, Colleagues):
             try:
                 await in_thread(journal.close)
             finally:
-                self._tell(last=True)
+                self._send_report(last=True)
 
     async def _until_over(
         self, runner: Runner, rows_per_call: int, orders: AsyncIterator[Order]
@@ -197,9 +197,9 @@ class RangeWorker(Events, Colleagues):
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(_REPORT_S)
-            self._tell()
+            self._send_report()
 
-    def _tell(self, *, last: bool = False) -> None:
+    def _send_report(self, *, last: bool = False) -> None:
         now = asyncio.get_running_loop().time()
         replicas = None
         if last or now - self._replicas_told_at >= _REPLICAS_S:

@@ -141,7 +141,7 @@ class ChatCompletionPerplexityJob(PromptedJob):
         body = {**self.body(columns), "messages": self.messages(columns), "logprobs": True}
         choice = choices(await self.client.transport.post(CHAT_PATH, body))[0]
         if not choice.message.text:
-            raise ValueError("there is no text whose perplexity could be told")
+            raise ValueError("there is no text whose perplexity could be computed")
         logprobs = sorted(_logprobs(choice))
         half = logprobs[: math.ceil(len(logprobs) / 2)]
         return choice.message.answer, perplexity(logprobs), perplexity(half)
@@ -150,7 +150,7 @@ class ChatCompletionPerplexityJob(PromptedJob):
 def _logprobs(choice: Choice) -> list[float]:
     tokens = None if choice.logprobs is None else choice.logprobs.content
     if not tokens:
-        raise BadReply("the reply has no log-probabilities: this server does not tell them")
+        raise BadReply("the reply has no log-probabilities: this server does not report them")
     return [one.logprob for one in tokens]
 
 

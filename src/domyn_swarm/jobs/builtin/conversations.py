@@ -176,7 +176,7 @@ def _spoken(reply: bytes | memoryview) -> str:
     """
     message = choices(reply)[0].message
     if message.calls:
-        raise ValueError("the model called tools, which nobody answers: take tools out of the job")
+        raise ValueError("the model called tools, and no tool runs here: remove tools from the job")
     if not (message.text or "").strip():
         raise ValueError("the model said nothing, and the conversation cannot go on without it")
     return message.text or ""

@@ -40,8 +40,7 @@ class StructuredOutputJob(PromptedJob):
     error at once: the same request would end the same way.
 
     guided: how the schema is sent: `json_schema` (OpenAI's `response_format`; vLLM, llama.cpp,
-    SGLang),
-        `guided_json` (older vLLM), or `none`: as part of the prompt.
+        SGLang), `guided_json` (older vLLM), or `none`: as part of the prompt.
     """
 
     input_columns = ("messages",)
