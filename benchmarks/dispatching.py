@@ -29,7 +29,7 @@ from run import Line, write_table
 
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.outcomes.histograms import Dispatched
-from domyn_swarm.batch.outcomes.rows import Result, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.lookahead import LookAhead
 from domyn_swarm.batch.run.pending import PendingRows

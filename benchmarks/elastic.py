@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from domyn_swarm import DomynLLMSwarmConfig
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import read_view
 from domyn_swarm.model import JobProgress
 from domyn_swarm.paths import JobPaths, SwarmPaths

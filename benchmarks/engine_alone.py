@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.checkpoint.journal import Journal, SyncedSink
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, Row
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.jobs import ChatCompletionJob
-from domyn_swarm.jobs.program import event_loop_runner
+from domyn_swarm.jobs.worker_program import event_loop_runner
 
 
 class Nowhere:

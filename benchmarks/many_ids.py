@@ -29,12 +29,12 @@ from domyn_swarm.batch.checkpoint import frames
 from domyn_swarm.batch.checkpoint.index import open_index
 from domyn_swarm.batch.checkpoint.job_store import ResultsFolder
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import RowValue
 from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.batch.output.manifest import JobFacts
 from domyn_swarm.batch.output.output_plan import OutputPlan
+from domyn_swarm.batch.output.output_schema import OutputSchema
 from domyn_swarm.batch.output.publish import publish
-from domyn_swarm.batch.output.schema import OutputSchema
 
 WINDOW = 2048
 _FILE_FRAMES = 500

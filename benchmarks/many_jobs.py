@@ -20,7 +20,7 @@ from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace, input_key
 from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 
 IDENTITY = JobIdentity({"job": "benchmark"})
 VALUE = RowValue(b'{"answer":"forty or so characters of an answer"}', b"", 1, 10, 10, 0.5)

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.metrics import Readings, exposition
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import RouterFigures
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView

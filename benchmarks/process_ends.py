@@ -31,7 +31,7 @@ from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.cli import app, submit  # noqa: F401 - likewise
 from domyn_swarm.jobs import worker
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.services import jobs  # noqa: F401 - likewise
 
 _LISTING = {"object": "list", "data": [{"id": "m", "object": "model"}]}

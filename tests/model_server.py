@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.services.requests import JobRequest
 from patience import limit_s
 

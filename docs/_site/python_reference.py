@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 
 import domyn_swarm
 from domyn_swarm import DomynLLMSwarm, SubmittedJob, SwarmJob, job
-from domyn_swarm.batch.outcomes.rows import RowError
+from domyn_swarm.batch.outcomes.row_outcomes import RowError
 from domyn_swarm.cli.flags import descriptions
 from domyn_swarm.jobs import keywords, run_options
 from domyn_swarm.jobs.builtin.prompted import PromptedJob

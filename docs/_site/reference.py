@@ -17,9 +17,9 @@ from prometheus_client.core import Metric
 from typer.core import TyperCommand
 
 from domyn_swarm import engines, errors, paths
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.metrics import Readings
 from domyn_swarm.backends.endpoint.router import RouterFigures
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.ledger import ledgers_dir

@@ -20,7 +20,7 @@ from acceptance.conftest import Standing
 from browser import browser, needs_chromium
 from command_line import CommandLine, rows_done
 from domyn_swarm.backends.endpoint.view import CollectorView
-from domyn_swarm.cli.top.rows import job_row, replica_row, summary
+from domyn_swarm.cli.top.cells import job_row, replica_row, summary
 from domyn_swarm.model import (
     JobProgress,
     JobStatus,

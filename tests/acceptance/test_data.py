@@ -13,7 +13,7 @@ import pytest
 
 from command_line import CommandLine
 from domyn_swarm import DomynLLMSwarm
-from domyn_swarm.data.base import DataBackend
+from domyn_swarm.data.data_backend import DataBackend
 from domyn_swarm.data.pandas_backend import PandasBackend
 from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
 from domyn_swarm.data.ray_backend import RayBackend

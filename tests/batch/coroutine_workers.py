@@ -17,12 +17,12 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.checkpoint_folder import Checkpoint
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
 from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 from domyn_swarm.batch.outcomes.tally import Counters, Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.coordinator import Coordinator

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from domyn_swarm.batch.outcomes.rows import Result, Row
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.dispatch import Dispatch
-from domyn_swarm.batch.run.limits import Limits, Loads, ReplicaLoad
+from domyn_swarm.batch.run.request_limits import Limits, Loads, ReplicaLoad
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
 from domyn_swarm.batch.run.steering import Placed, Saturation, steer
 from domyn_swarm.engine_load import MetricsReader, Reading, together

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 import msgspec
 
 from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.outcomes.rows import Row, RowTrace, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import Row, RowTrace, current_trace
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.gate import EndpointGate
 from domyn_swarm.batch.run.session import RequestSession
 from domyn_swarm.batch.run.standing import Suspects
 from domyn_swarm.batch.run.traffic import Traffic
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.http import HttpReply
+from domyn_swarm.net.request_errors import (
     CannotConnect,
     ConnectionBroken,
     RequestError,
     no_reply_in_time,
 )
-from domyn_swarm.net.http import HttpReply
 from virtual_time import now_s
 
 TRIP_S = 1 / 128

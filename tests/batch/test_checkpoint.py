@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from domyn_swarm.batch.checkpoint import lease
-from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.checkpoint_folder import Checkpoint
 from domyn_swarm.batch.checkpoint.frames import (
     SortedFrames,
     encode_frame,
@@ -36,7 +36,7 @@ from domyn_swarm.batch.checkpoint.segments import (
     void_path,
 )
 from domyn_swarm.batch.input.row_keys import Digests, RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 from domyn_swarm.errors import CheckpointBusy, JobError
 from domyn_swarm.jobs.preparation import prepare
 from domyn_swarm.jobs.worker import main
@@ -194,12 +194,12 @@ def test_a_killed_holder_is_succeeded_at_once_and_its_rows_are_kept(tmp_path: Pa
 import os, signal, sys
 from pathlib import Path
 from domyn_swarm.batch.checkpoint import lease
-from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.checkpoint_folder import Checkpoint
 from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
 from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 place = JobPlace(Path({str(tmp_path)!r}), JobIdentity({dict(IDENTITY.fields)!r}), "0" * 16)
 held = Checkpoint(place, {KEYS!r}, Asker("j1"))
 held.append([Result(7, {digest(7)!r}, RowValue(b'{{"a":7}}', b"", 1, 2, 3, 0.5))])

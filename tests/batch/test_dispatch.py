@@ -8,7 +8,7 @@ from collections import Counter, deque
 
 import pytest
 
-from domyn_swarm.batch.outcomes.rows import RowTrace, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import RowTrace, current_trace
 from domyn_swarm.batch.run.dispatch import AtReplica, Capacity, Dispatch, prefixes_of
 from domyn_swarm.model import Dispatching
 from domyn_swarm.net.http import HttpReply

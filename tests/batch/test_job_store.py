@@ -33,7 +33,7 @@ from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files, join, void_path
 from domyn_swarm.batch.input.dataset import TableDataset
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.errors import JobError
 from domyn_swarm.jobs.worker import main

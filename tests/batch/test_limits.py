@@ -12,7 +12,7 @@ import pytest
 from batch.modelled_swarm import CASES, Engines, Job, lengths, rates
 from domyn_swarm.batch.run.dispatch import AtReplica
 from domyn_swarm.batch.run.limiter import FIRST_LIMIT
-from domyn_swarm.batch.run.limits import Limits, Loads, ReplicaLoad, Sight
+from domyn_swarm.batch.run.request_limits import Limits, Loads, ReplicaLoad, Sight
 from domyn_swarm.engine_load import EngineLoad, together
 from domyn_swarm.engines.sim_pace import ByModel
 from virtual_time import in_virtual_time

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.outcomes.histograms import Dispatched
-from domyn_swarm.batch.outcomes.rows import Result, Row, RowTrace
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row, RowTrace
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.lookahead import LookAhead, text_of

@@ -21,7 +21,7 @@ from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files
 from domyn_swarm.batch.input.dataset import TableDataset
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.batch.output import ordered_results as ordered_module
 from domyn_swarm.batch.output import routed_values

@@ -271,7 +271,7 @@ import sys
 from pathlib import Path
 from domyn_swarm.batch.input.file_facts import InputFacts
 from domyn_swarm.jobs.preparation import prepare
-from domyn_swarm.jobs.program import read_spec
+from domyn_swarm.jobs.worker_program import read_spec
 from domyn_swarm.jobs.worker import main
 from domyn_swarm.paths import JobPaths
 

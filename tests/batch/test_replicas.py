@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.outcomes.rows import RowTrace, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import RowTrace, current_trace
+from domyn_swarm.batch.run.direct_replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.run.plain_requests import is_plain
 from domyn_swarm.batch.run.replica_names import Names
-from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
 from domyn_swarm.errors import JobError
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.http import HttpReply
+from domyn_swarm.net.request_errors import (
     CannotConnect,
     ConnectionBroken,
     NobodyThere,
@@ -27,7 +28,6 @@ from domyn_swarm.net.errors import (
     ReplicaLost,
     RequestTimeout,
 )
-from domyn_swarm.net.http import HttpReply
 from virtual_time import in_virtual_time, now_s
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

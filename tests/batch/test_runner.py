@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from domyn_swarm.batch.outcomes.rows import Result, Row, RowError, RowTrace, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row, RowError, RowTrace, current_trace
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy
 from virtual_time import in_virtual_time, now_s

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from domyn_swarm.batch.column_values import JSON as JSON_TYPE
 from domyn_swarm.batch.column_values import WrittenFloat, json_array, python_values
 from domyn_swarm.batch.output.open_types import OpenTypes, Shape, typed
-from domyn_swarm.batch.output.schema import OutputMismatch, OutputSchema, fit, type_name
+from domyn_swarm.batch.output.output_schema import OutputMismatch, OutputSchema, fit, type_name
 from domyn_swarm.errors import ConfigError
 
 JSON = st.recursive(

@@ -10,14 +10,15 @@ from itertools import pairwise
 import pytest
 
 from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.outcomes.rows import Row, RowTrace, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import Row, RowTrace, current_trace
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.gate import EndpointGate
 from domyn_swarm.batch.run.session import EndpointAccess, RequestSession, open_session
 from domyn_swarm.batch.run.standing import Suspects
 from domyn_swarm.errors import JobError
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.http import HttpReply
+from domyn_swarm.net.request_errors import (
     BackPressure,
     CannotConnect,
     ConnectionBroken,
@@ -27,7 +28,6 @@ from domyn_swarm.net.errors import (
     RequestTimeout,
     ServerFailed,
 )
-from domyn_swarm.net.http import HttpReply
 from model_server import Bench
 from virtual_time import in_virtual_time, now_s
 

@@ -10,7 +10,7 @@ import pytest
 
 from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.checkpoint.journal import SyncedSink
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 from domyn_swarm.errors import JobError, TooManyFailures
 from virtual_time import in_virtual_time, now_s
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from domyn_swarm.batch.outcomes.tally import Tally
-from domyn_swarm.batch.run.limits import Limits, Loads, ReplicaLoad
+from domyn_swarm.batch.run.request_limits import Limits, Loads, ReplicaLoad
 from domyn_swarm.batch.run.steering import (
     ReadLoads,
     Saturation,
@@ -21,8 +21,8 @@ from domyn_swarm.batch.run.steering import (
 )
 from domyn_swarm.engine_load import EngineLoad
 from domyn_swarm.errors import JobError
-from domyn_swarm.net.errors import RequestTimeout
 from domyn_swarm.net.http import HttpReply
+from domyn_swarm.net.request_errors import RequestTimeout
 from virtual_time import in_virtual_time, now_s
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from batch.mortal_engines import POISON, Engines, Run
-from domyn_swarm.batch.checkpoint.folder import forget_suspects
-from domyn_swarm.batch.outcomes.rows import Row
+from domyn_swarm.batch.checkpoint.checkpoint_folder import forget_suspects
+from domyn_swarm.batch.outcomes.row_outcomes import Row
 from domyn_swarm.batch.run.gate import ALONE
 from domyn_swarm.batch.run.standing import Death, Suspects
-from domyn_swarm.net.errors import ConnectionBroken
+from domyn_swarm.net.request_errors import ConnectionBroken
 from patience import until_async
 from virtual_time import in_virtual_time
 

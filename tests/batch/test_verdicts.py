@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.checkpoint_folder import Checkpoint
 from domyn_swarm.batch.checkpoint.index import FrameFiles, PositionalIndex, RowIndex
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace, ResultsFolder
 from domyn_swarm.batch.checkpoint.journal import Journal
@@ -20,7 +20,7 @@ from domyn_swarm.batch.checkpoint.request_identity import JobIdentity
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.inspection.settled import group_failures
-from domyn_swarm.batch.outcomes.rows import Result, RowTrace, RowValue, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowTrace, RowValue, current_trace
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.outcomes.verdicts import (
     Reading,

@@ -9,8 +9,8 @@ import pytest
 from batch.mortal_engines import ANSWER, Engines, Run, reply
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.standing import brief
-from domyn_swarm.net.errors import RequestRefused, error_from_status, page_instead
 from domyn_swarm.net.http import HttpReply
+from domyn_swarm.net.request_errors import RequestRefused, error_from_status, page_instead
 from virtual_time import in_virtual_time, now_s
 
 PAGE = HttpReply(200, b"\n<!DOCTYPE html><title>Log in</title><p>Please log in.</p>", None)

@@ -12,8 +12,8 @@ from domyn_swarm.batch.background import beside
 from domyn_swarm.batch.outcomes.histograms import Dispatched
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.worth import Worth
-from domyn_swarm.net.errors import CannotConnect
 from domyn_swarm.net.http import HttpReply
+from domyn_swarm.net.request_errors import CannotConnect
 from virtual_time import VirtualClock, in_virtual_time
 
 A, B = "http://a:1", "http://b:1"

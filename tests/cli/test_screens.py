@@ -44,7 +44,7 @@ USES = [
 SHOW = """\
 import sys
 from importlib import import_module
-from domyn_swarm.cli.options import Format
+from domyn_swarm.cli.shared_options import Format
 module, function, record, text = sys.argv[1:]
 module_of_record, _, kind = record.rpartition(":")
 made = getattr(import_module(module_of_record), kind).model_validate_json(text)
@@ -220,7 +220,7 @@ def test_checkpoints_are_listed_with_whole_identities(snapshot: Any) -> None:
         for identity in stores
     ]
     listed = CheckpointList(root=Path("/c"), checkpoints=tuple(entries), bytes=6_800_000_000)
-    shown = show("domyn_swarm.cli.checkpoints:show_checkpoints", listed)
+    shown = show("domyn_swarm.cli.checkpoint_commands:show_checkpoints", listed)
     assert all(identity in shown for identity in stores)
     assert "articles.parquet" in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -271,7 +271,7 @@ def test_usage_shows_whole_names_and_figures_on_any_terminal(columns: int) -> No
     report = UsageReport.model_validate(
         {"since": None, "until": utc_now(), "total": held, "swarms": [{**swarm, **held}]}
     )
-    shown = show("domyn_swarm.cli.usage:show_usage", report, columns=columns)
+    shown = show("domyn_swarm.cli.usage_command:show_usage", report, columns=columns)
     head, line = shown.splitlines()[:2]
     assert line.startswith("a-swarm-of-mine  27.4")
     assert len(head.split()) == len(line.split())  # no figure is broken or cut

@@ -13,14 +13,14 @@ import pytest
 from command_line import PROGRAM
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.cli import views
-from domyn_swarm.cli.top.app import TopApp
-from domyn_swarm.cli.top.rows import (
+from domyn_swarm.cli.top.cells import (
     failure_lines,
     job_row,
     number,
     replica_row,
     summary,
 )
+from domyn_swarm.cli.top.live_view import TopApp
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import (
     FailureGroup,

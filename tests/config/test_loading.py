@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from domyn_swarm.config import DomynLLMSwarmConfig, dump_yaml, load
 from domyn_swarm.config.backends import SlurmConfig
-from domyn_swarm.config.pool import load_pool
+from domyn_swarm.config.pool_file import load_pool
 from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.sources import Layer, parse_yaml
 from domyn_swarm.config.units import time_limit_s, time_limits_s

@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
-from domyn_swarm.backends.lepton.compute import LeptonCompute
+from domyn_swarm.backends.lepton.lepton_compute import LeptonCompute
 from domyn_swarm.backends.lepton.specs import secret_name
-from domyn_swarm.backends.local.compute import LocalCompute
-from domyn_swarm.backends.slurm.compute import SlurmCompute
+from domyn_swarm.backends.local.local_compute import LocalCompute
+from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec
+from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
 from domyn_swarm.model import JobHandle, JobStatus, Reach
 from domyn_swarm.planning.plan import JobResources
 from lepton.fixtures import SECTION
@@ -257,7 +257,7 @@ def test_a_job_survives_the_process_that_submitted_it(
     program = f"""
 import os, signal
 from {type(backend).__module__} import {type(backend).__name__}
-from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.backends.protocols import ComputeSpec
 spec = ComputeSpec.model_validate_json({spec.model_dump_json()!r})
 handle = {type(backend).__name__}().submit(spec)
 print(handle.model_dump_json(), flush=True)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import PartRecorder, PlatformPart, ServingBackend, ServingHandle
-from domyn_swarm.backends.lepton.serving import LeptonServing
-from domyn_swarm.backends.local.serving import LocalServing
-from domyn_swarm.backends.slurm.serving import SlurmServing
+from domyn_swarm.backends.lepton.lepton_serving import LeptonServing
+from domyn_swarm.backends.local.local_serving import LocalServing
+from domyn_swarm.backends.protocols import PartRecorder, PlatformPart, ServingBackend, ServingHandle
+from domyn_swarm.backends.slurm.slurm_serving import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.model import Reach, ReplicaState

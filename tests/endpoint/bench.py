@@ -19,8 +19,8 @@ from aiohttp import web
 from domyn_swarm import watchdog
 from domyn_swarm.backends.endpoint import connections
 from domyn_swarm.backends.endpoint.collector import Collector
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.router import SmgRouter
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import (
     CollectorView,
     EndpointAddress,

@@ -10,7 +10,7 @@ import pytest
 
 from domyn_swarm import watchdog, watchdog_rules
 from domyn_swarm.backends.endpoint.own_endpoint import build_endpoint_spec
-from domyn_swarm.backends.endpoint.replicas import ReplicaTable, tokens_per_s
+from domyn_swarm.backends.endpoint.replica_table import ReplicaTable, tokens_per_s
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.ledger import written_folder
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from domyn_swarm.backends.endpoint.program import within_limits
+from domyn_swarm.backends.endpoint.endpoint_program import within_limits
 from domyn_swarm.backends.endpoint.reachability import Reachability
 from domyn_swarm.backends.endpoint.router import Admission, admission, files_needed
 from domyn_swarm.paths import write_private

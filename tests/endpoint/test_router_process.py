@@ -16,7 +16,7 @@ import pytest
 
 from domyn_swarm.backends.endpoint import address
 from domyn_swarm.backends.endpoint.announcement import Announcement
-from domyn_swarm.backends.endpoint.program import SHUTDOWN_GRACE_S, RouterProcess
+from domyn_swarm.backends.endpoint.endpoint_program import SHUTDOWN_GRACE_S, RouterProcess
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.view import read_address
 from endpoint.bench import Bench

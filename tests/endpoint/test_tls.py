@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pytest
 
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.net.errors import CannotConnect
 from domyn_swarm.net.http import AiohttpClient, ReqwestClient
 from domyn_swarm.net.openai import ClientAddress, official_async_client
+from domyn_swarm.net.request_errors import CannotConnect
 from domyn_swarm.probing import Phase, endpoint_probe
 from endpoint.bench import API_KEY, Bench
 from patience import limit_s, until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domyn_swarm import engines
-from domyn_swarm.engines.base import diagnose
+from domyn_swarm.engines.engine_protocol import diagnose
 from domyn_swarm.watchdog_rules import diagnose as watchdog_diagnose
 
 # What a healthy vLLM prints, in words that causes of death use too.

@@ -25,7 +25,7 @@ import pytest
 from domyn_swarm import engines
 from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.engines.base import Diagnosis, diagnose
+from domyn_swarm.engines.engine_protocol import Diagnosis, diagnose
 from domyn_swarm.engines.sim_openai import sim_reply
 from domyn_swarm.planning.builder import PlanBuilder
 from patience import limit_s, scaled, until

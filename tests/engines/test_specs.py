@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from domyn_swarm import engines
 from domyn_swarm.config import DomynLLMSwarmConfig
-from domyn_swarm.engines.options import flags_in
+from domyn_swarm.engines.engine_options import flags_in
 from domyn_swarm.engines.sim_options import OutputTokens, read_options
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.builder import PlanBuilder

@@ -18,8 +18,8 @@ from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs import BatchFileJob
 from domyn_swarm.jobs.ends import verify_output
 from domyn_swarm.jobs.preparation import prepare
-from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.jobs.worker import main
+from domyn_swarm.jobs.worker_spec import JobSpec
 from model_server import KEY, Answer, Bench, ModelServer
 from ray_fixtures import RayCluster
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from domyn_swarm.batch.outcomes.tally import Tally
-from domyn_swarm.batch.output.schema import OutputMismatch
+from domyn_swarm.batch.output.output_schema import OutputMismatch
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.errors import ConfigError
@@ -28,9 +28,9 @@ from domyn_swarm.jobs import (
     SwarmJob,
     TemplateJob,
 )
-from domyn_swarm.jobs.loading import load_job
+from domyn_swarm.jobs.job_loading import load_job
 from domyn_swarm.model import ReplyVerdict
-from domyn_swarm.net.errors import BadReply, RequestError, RequestRefused
+from domyn_swarm.net.request_errors import BadReply, RequestError, RequestRefused
 from model_server import KEY, Answer, ModelServer
 
 

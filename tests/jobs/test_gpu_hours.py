@@ -13,7 +13,7 @@ from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.errors import EXIT_BUDGET_SPENT, JobError
 from domyn_swarm.jobs.gpu_hours import Budget, GpuHours, Held, gpu_hours_of
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import (
     ExitRecord,
     JobProgress,

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from domyn_swarm.batch.output.schema import reasons
+from domyn_swarm.batch.output.output_schema import reasons
 from domyn_swarm.jobs.builtin.json_answers import SeveralAnswers, found_answer, validated
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs import __all__ as exported
-from domyn_swarm.jobs.loading import load_job, located
+from domyn_swarm.jobs.job_loading import load_job, located
 
 JOB = """
 from domyn_swarm import job

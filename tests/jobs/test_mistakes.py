@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from domyn_swarm import ChatCompletionJob, SwarmJob, TemplateJob, job
-from domyn_swarm.batch.output.schema import OutputMismatch, OutputSchema
+from domyn_swarm.batch.output.output_schema import OutputMismatch, OutputSchema
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.jobs.loading import job_given
+from domyn_swarm.jobs.job_loading import job_given
 from model_server import KEY, ModelServer
 
 ROWS = pa.table({"text": ["a", "b"]})

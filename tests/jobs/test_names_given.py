@@ -25,7 +25,7 @@ from domyn_swarm.jobs import (
     keywords,
     run_options,
 )
-from domyn_swarm.jobs.loading import load_job
+from domyn_swarm.jobs.job_loading import load_job
 from domyn_swarm.jobs.naming import OPTIONS
 from domyn_swarm.jobs.progress_display import Hooks
 from domyn_swarm.jobs.running import RunSettings

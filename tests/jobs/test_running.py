@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm import job
-from domyn_swarm.batch.outcomes.rows import RowError
+from domyn_swarm.batch.outcomes.row_outcomes import RowError
 from domyn_swarm.data.registry import backend_of
 from domyn_swarm.errors import ConfigError, InvalidInput, JobError
 from domyn_swarm.jobs import ChatCompletionJob, MultiTurnChatCompletionJob

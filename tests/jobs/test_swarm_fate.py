@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.endpoint.view import Ended
+from domyn_swarm.backends.protocols import ServingHandle
 from domyn_swarm.errors import PlatformUnavailable
-from domyn_swarm.jobs.program import SwarmFate
+from domyn_swarm.jobs.worker_program import SwarmFate
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
 from virtual_time import VirtualClock, in_virtual_time

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from domyn_swarm.data.arrow_backend import ArrowBackend
-from domyn_swarm.data.base import DataBackend
+from domyn_swarm.data.data_backend import DataBackend
 from domyn_swarm.data.pandas_backend import PandasBackend
 from domyn_swarm.data.polars_backend import LazyPolarsBackend, PolarsBackend
 from domyn_swarm.data.ray_backend import RayBackend

@@ -15,7 +15,7 @@ import pytest
 from domyn_swarm import job
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.builtin.chat import ChatCompletionJob
-from domyn_swarm.jobs.loading import load_job, reference_to
+from domyn_swarm.jobs.job_loading import load_job, reference_to
 from domyn_swarm.jobs.shipping import source_of
 from patience import limit_s
 
@@ -27,7 +27,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from domyn_swarm import SwarmJob, job
-from domyn_swarm.jobs.loading import reference_to
+from domyn_swarm.jobs.job_loading import reference_to
 
 LIMIT = 3
 WORDS = re.compile("[a-z]+", re.I)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.lepton import sdk, specs
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.errors import ConfigError, PlatformError
 from domyn_swarm.planning.builder import PlanBuilder

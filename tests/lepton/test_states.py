@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from domyn_swarm.backends.lepton import states
-from domyn_swarm.backends.lepton.states import Deployment, Replica
+from domyn_swarm.backends.lepton import lepton_states
+from domyn_swarm.backends.lepton.lepton_states import Deployment, Replica
 from domyn_swarm.model import JobStatus, ReplicaState
 from domyn_swarm.probing import Phase
 
@@ -23,9 +23,9 @@ def test_no_state_of_the_sdk_is_forgotten() -> None:
     from leptonai.api.v2.types.job import LeptonJobState
     from leptonai.api.v2.types.readiness import ReplicaReadinessReason
 
-    assert set(states.DEPLOYMENT_PHASES) == {one.value for one in LeptonDeploymentState}
-    assert set(states.REPLICA_STATES) == {one.value for one in ReplicaReadinessReason}
-    told = {*states.JOB_STATUSES, "Archived", "UNK"}
+    assert set(lepton_states.DEPLOYMENT_PHASES) == {one.value for one in LeptonDeploymentState}
+    assert set(lepton_states.REPLICA_STATES) == {one.value for one in ReplicaReadinessReason}
+    told = {*lepton_states.JOB_STATUSES, "Archived", "UNK"}
     assert told == {one.value for one in LeptonJobState}
 
 
@@ -44,28 +44,29 @@ def test_no_state_of_the_sdk_is_forgotten() -> None:
     ],
 )
 def test_a_deployments_phase(state: str, phase: Phase) -> None:
-    assert states.observation(seen(state, replica("a", "InProgress"))).phase is phase
+    assert lepton_states.observation(seen(state, replica("a", "InProgress"))).phase is phase
 
 
 def test_waiting_for_capacity_keeps_its_place_in_the_queue() -> None:
     waits = seen("Starting", replica("a", "NoCapacity", "no node is free"))
-    assert states.observation(waits).phase is Phase.QUEUED
-    assert "no node is free" in states.observation(waits).detail
-    assert states.observation(seen("Starting")).phase is Phase.QUEUED  # nothing placed yet
+    assert lepton_states.observation(waits).phase is Phase.QUEUED
+    assert "no node is free" in lepton_states.observation(waits).detail
+    assert lepton_states.observation(seen("Starting")).phase is Phase.QUEUED  # nothing placed yet
     one_runs = seen("Starting", replica("a", "InProgress"), replica("b", "Queueing"))
-    assert states.observation(one_runs).phase is Phase.STARTING
-    assert states.observation(None).phase is Phase.STOPPED
+    assert lepton_states.observation(one_runs).phase is Phase.STARTING
+    assert lepton_states.observation(None).phase is Phase.STOPPED
 
 
 def test_reports_of_replicas_by_reason_and_by_count() -> None:
-    told = states.reports(
+    told = lepton_states.reports(
         seen("Scaling", replica("a", "Ready"), replica("b", "ConfigError", "no such image"))
     )
     assert [one.state for one in told] == [ReplicaState.READY, ReplicaState.FAILED]
     assert told[1].reason == "no such image"
-    counted = states.reports(seen("Scaling", replica("a", None), replica("b", None), ready=1))
+    one, other = replica("a", None), replica("b", None)
+    counted = lepton_states.reports(seen("Scaling", one, other, ready=1))
     assert [one.state for one in counted] == [ReplicaState.READY, ReplicaState.STARTING]
-    uncounted = states.reports(seen("Ready", replica("a", None)))
+    uncounted = lepton_states.reports(seen("Ready", replica("a", None)))
     assert [one.state for one in uncounted] == [ReplicaState.READY]
 
 
@@ -85,10 +86,10 @@ def test_reports_of_replicas_by_reason_and_by_count() -> None:
     ],
 )
 def test_a_jobs_status(state: str, status: JobStatus | None) -> None:
-    assert states.job_status(state, 0, 0) is status
+    assert lepton_states.job_status(state, 0, 0) is status
 
 
 def test_an_archived_job_is_what_its_counts_say() -> None:
-    assert states.job_status("Archived", 1, 0) is JobStatus.SUCCEEDED
-    assert states.job_status("Archived", 0, 1) is JobStatus.FAILED
-    assert states.job_status("Archived", 0, 0) is JobStatus.CANCELLED
+    assert lepton_states.job_status("Archived", 1, 0) is JobStatus.SUCCEEDED
+    assert lepton_states.job_status("Archived", 0, 1) is JobStatus.FAILED
+    assert lepton_states.job_status("Archived", 0, 0) is JobStatus.CANCELLED

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from domyn_swarm.backends.lepton import specs
-from domyn_swarm.backends.lepton.compute import LeptonCompute
 from domyn_swarm.backends.lepton.credentials import Credentials, LaunchedIn, credentials
+from domyn_swarm.backends.lepton.lepton_compute import LeptonCompute
 from domyn_swarm.backends.lepton.workspace import Workspace
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import JobHandle, JobStatus, utc_now

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from domyn_swarm.backends.base import PlatformPart, ServingHandle
 from domyn_swarm.backends.gpus import visible_gpus
 from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.local.compute import LocalCompute
-from domyn_swarm.backends.local.platform import LocalPlatform
-from domyn_swarm.backends.local.serving import LocalServing
+from domyn_swarm.backends.local.local_compute import LocalCompute
+from domyn_swarm.backends.local.local_platform import LocalPlatform
+from domyn_swarm.backends.local.local_serving import LocalServing
+from domyn_swarm.backends.protocols import PlatformPart, ServingHandle
 from domyn_swarm.errors import CommandMissing, PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, Location, ProcessId, utc_now
 from domyn_swarm.paths import SwarmPaths

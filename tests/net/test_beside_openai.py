@@ -15,8 +15,8 @@ from domyn_swarm.backends.endpoint.address import free_port
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
-from domyn_swarm.net.errors import ConnectionBroken, RequestRefused
 from domyn_swarm.net.openai import OpenAIClient
+from domyn_swarm.net.request_errors import ConnectionBroken, RequestRefused
 from patience import limit_s, until
 
 MESSAGES = [{"role": "user", "content": "one two three"}]

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.http import (
+    AiohttpClient,
+    HttpClient,
+    HttpReply,
+    ReqwestClient,
+    parse_retry_after,
+)
+from domyn_swarm.net.request_errors import (
     BackPressure,
     CannotConnect,
     ConnectionBroken,
@@ -24,13 +31,6 @@ from domyn_swarm.net.errors import (
     RequestTimeout,
     ServerFailed,
     error_from_status,
-)
-from domyn_swarm.net.http import (
-    AiohttpClient,
-    HttpClient,
-    HttpReply,
-    ReqwestClient,
-    parse_retry_after,
 )
 from open_file_limits import no_files_left
 from patience import limit_s, until, until_async

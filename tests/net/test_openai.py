@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from domyn_swarm.errors import ConfigError
-from domyn_swarm.net.errors import BadReply
 from domyn_swarm.net.openai import ClientAddress, OpenAIClient
+from domyn_swarm.net.request_errors import BadReply
 
 
 class Recorded:

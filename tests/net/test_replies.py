@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from domyn_swarm.jobs.builtin import responses
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply, words_of
+from domyn_swarm.net.request_errors import (
     BackPressure,
     BadReply,
     RequestError,
     RequestRefused,
     ServerFailed,
 )
-from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply, words_of
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}

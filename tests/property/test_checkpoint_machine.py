@@ -20,7 +20,7 @@ from domyn_swarm.batch.checkpoint.journal import Journal
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files, join, seal, void_path
 from domyn_swarm.batch.input import key_table
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, RowValue
 from domyn_swarm.batch.outcomes.verdicts import Reading, accepted, outcome_of
 from domyn_swarm.model import Accept
 

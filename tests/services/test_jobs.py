@@ -19,7 +19,7 @@ from domyn_swarm.errors import (
     OutputExists,
     StateError,
 )
-from domyn_swarm.jobs.spec import new_job_id
+from domyn_swarm.jobs.worker_spec import new_job_id
 from domyn_swarm.model import JobHandle, JobStatus, ReplyVerdict, SwarmPhase, utc_now
 from domyn_swarm.services.jobs import JobService
 from domyn_swarm.services.requests import JobChanges

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.services.logs import Log, LogReader, time_of
+from domyn_swarm.services.merged_logs import Log, LogReader, time_of
 
 AT = "2026-03-04T10:00:{:02}Z"
 

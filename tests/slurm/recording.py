@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from domyn_swarm.backends.slurm.limits import ACCOUNT_FIELDS, ASSOCIATION_FIELDS, QOS_FIELDS
+from domyn_swarm.backends.slurm.allowance import ACCOUNT_FIELDS, ASSOCIATION_FIELDS, QOS_FIELDS
 from domyn_swarm.backends.slurm.printed import HISTORY, OUTPUTS_FORMAT, RUNS_FORMAT
-from domyn_swarm.backends.slurm.states import (
+from domyn_swarm.backends.slurm.slurm_states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
     STEP_ACCOUNT_FORMAT,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, QueueSnapshot
-from domyn_swarm.backends.slurm.states import Allocation, OwnEnd, SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import Allocation, OwnEnd, SlurmJob
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from virtual_time import FilingClock
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from domyn_swarm.backends.base import PartRecorder, ServingHandle
+from domyn_swarm.backends.protocols import PartRecorder, ServingHandle
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
-from domyn_swarm.backends.slurm.serving import SlurmServing
+from domyn_swarm.backends.slurm.slurm_serving import SlurmServing
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.paths import SwarmPaths, write_private
 from domyn_swarm.planning.builder import PlanBuilder

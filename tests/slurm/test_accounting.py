@@ -12,8 +12,8 @@ import pytest
 
 from conformance.test_compute import DETACHED, make_spec, start_endpoint
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.printed import HISTORY, history
+from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
 from domyn_swarm.config import dump_yaml
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.doctor import examine

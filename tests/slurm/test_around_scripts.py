@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from domyn_swarm.backends.slurm.site_checks import environment_checks
+from domyn_swarm.backends.slurm.slurm_site_checks import environment_checks
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.errors import LaunchError
 from domyn_swarm.model import JobStatus

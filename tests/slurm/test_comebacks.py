@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from domyn_swarm.backends.slurm.platform import SlurmPlatform
 from domyn_swarm.backends.slurm.recovery import LostEndpoint
+from domyn_swarm.backends.slurm.slurm_platform import SlurmPlatform
 from domyn_swarm.model import JobStatus
 from domyn_swarm.state import SwarmStore
 from slurm.cluster import SlurmCluster

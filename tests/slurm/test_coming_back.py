@@ -17,7 +17,7 @@ from domyn_swarm import watchdog
 from domyn_swarm.backends.slurm import replica_task
 from domyn_swarm.backends.slurm.endpoint_task import end_jobs, keep_running
 from domyn_swarm.backends.slurm.replica_task import ReplicaTask
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.backends.slurm.task import Task, come_back, open_log
 from domyn_swarm.backends.slurm.task_plan import TaskPlan
 from domyn_swarm.errors import CommandMissing

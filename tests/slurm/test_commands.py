@@ -13,7 +13,7 @@ import pytest
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import WouldTake
-from domyn_swarm.backends.slurm.rehearsal import would_take_checks
+from domyn_swarm.backends.slurm.slurm_rehearsal import would_take_checks
 from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import Location, Reach
 

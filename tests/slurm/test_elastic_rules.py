@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domyn_swarm.backends.endpoint.elastic_platform import Placed
-from domyn_swarm.backends.slurm.platform import SlurmPlatform
+from domyn_swarm.backends.slurm.slurm_platform import SlurmPlatform
 from domyn_swarm.errors import PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.probing import Phase
 from slurm.scripted import ScriptedSlurm

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.reasons import advice, advice_for_job
+from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private

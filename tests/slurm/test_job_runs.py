@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.job_runs import (
     JobRuns,
     NextRun,
@@ -18,7 +17,8 @@ from domyn_swarm.backends.slurm.job_runs import (
     comes_back,
     next_script,
 )
-from domyn_swarm.backends.slurm.states import OwnEnd
+from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
+from domyn_swarm.backends.slurm.slurm_states import OwnEnd
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S
 from domyn_swarm.errors import SubmitRejected
 from domyn_swarm.model import JobStatus
@@ -442,7 +442,7 @@ def test_what_slurm_wrote_of_an_earlier_run_says_nothing_of_the_last_one(job: Go
 def test_a_swarm_that_ends_after_a_job_waits_for_its_next_run(
     job: GoingOn, swarm: ScriptedSwarm
 ) -> None:
-    from domyn_swarm.backends.slurm.platform import SlurmPlatform
+    from domyn_swarm.backends.slurm.slurm_platform import SlurmPlatform
 
     platform = SlurmPlatform(swarm.paths, TAG, slurm=swarm.cluster.process(), clock=job.clock)
     job.begin()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from domyn_swarm.backends.slurm.limits import (
+from domyn_swarm.backends.slurm.allowance import (
     ASSOCIATION_FIELDS,
     QOS_FIELDS,
     Limits,

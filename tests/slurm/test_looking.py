@@ -11,7 +11,7 @@ import pytest
 from domyn_swarm.backends.slurm import commands
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.queue import JobsById, QueueSnapshot
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.errors import PlatformUnavailable
 from virtual_time import FilingClock
 

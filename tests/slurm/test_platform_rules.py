@@ -11,7 +11,7 @@ import pytest
 
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.left_out import LeftOutNodes, left_out
-from domyn_swarm.backends.slurm.platform import SlurmPlatform
+from domyn_swarm.backends.slurm.slurm_platform import SlurmPlatform
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, ReplicaReport, ReplicaState, utc_now
 from slurm.scripted import ScriptedCluster, ScriptedSlurm

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from domyn_swarm.backends.slurm import printed
-from domyn_swarm.backends.slurm.invocation import _UNREACHABLE
-from domyn_swarm.backends.slurm.limits import (
+from domyn_swarm.backends.slurm.allowance import (
     ACCOUNT_FIELDS,
     ASSOCIATION_FIELDS,
     QOS_FIELDS,
@@ -23,7 +22,8 @@ from domyn_swarm.backends.slurm.limits import (
     partition_limits,
     qos_limits,
 )
-from domyn_swarm.backends.slurm.states import (
+from domyn_swarm.backends.slurm.invocation import _UNREACHABLE
+from domyn_swarm.backends.slurm.slurm_states import (
     OwnEnd,
     SlurmJob,
     latest,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from domyn_swarm.backends.endpoint.spec import configured_replicas
+from domyn_swarm.backends.endpoint.endpoint_spec import configured_replicas
 from domyn_swarm.backends.endpoint.view import EndpointAddress
-from domyn_swarm.backends.slurm.platform import SlurmPlatform
 from domyn_swarm.backends.slurm.prospects import Prospects
-from domyn_swarm.backends.slurm.serving import SlurmServing
+from domyn_swarm.backends.slurm.slurm_platform import SlurmPlatform
+from domyn_swarm.backends.slurm.slurm_serving import SlurmServing
 from domyn_swarm.errors import (
     PlatformError,
     PlatformUnavailable,

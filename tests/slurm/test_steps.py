@@ -18,8 +18,8 @@ from conformance.test_compute import (
     start_endpoint,
 )
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.queue import job_name
+from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
 from domyn_swarm.errors import PlatformUnavailable
 from domyn_swarm.model import JobHandle, JobStatus
 from domyn_swarm.paths import SwarmPaths

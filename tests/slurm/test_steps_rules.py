@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.slurm.states import Allocation
+from domyn_swarm.backends.protocols import ComputeSpec
+from domyn_swarm.backends.slurm.slurm_states import Allocation
 from domyn_swarm.backends.slurm.steps import Steps, _start_srun
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, private_dir

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.base import PlatformPart
-from domyn_swarm.backends.slurm.serving import SlurmServing
+from domyn_swarm.backends.protocols import PlatformPart
+from domyn_swarm.backends.slurm.slurm_serving import SlurmServing
 from domyn_swarm.errors import PlatformError, SubmissionUnknown, SubmitRejected
 from domyn_swarm.probing import Phase
 from slurm.scripted import ScriptedCluster, ScriptedSlurm

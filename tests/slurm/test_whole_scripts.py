@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.slurm import folder, layout
+from domyn_swarm.backends.protocols import ComputeSpec
+from domyn_swarm.backends.slurm import layout, script_files
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
@@ -87,7 +87,7 @@ def test_the_scripts_of_a_swarm(node: Node, place: str, env: dict[str, str]) -> 
     home = Path("/tmp") / place
     plan, context = planned(node, home, backend={"env": env})
     paths = SwarmPaths.of(plan.home_directory, plan.name)
-    scripts = folder.render_scripts(plan, context, paths, 1)
+    scripts = script_files.render_scripts(plan, context, paths, 1)
     started = {name: node.run(text) for name, text in scripts.items()}
     module = "domyn_swarm.backends.slurm"
     assert started == {
@@ -101,7 +101,7 @@ def test_what_the_site_says_of_gpus_is_for_replicas_alone(node: Node, tmp_path: 
     gpus, other = [f"#SBATCH {one}" for one in options], "#SBATCH --reservation=x"
     plan, context = planned(node, tmp_path, backend={"preamble": [*gpus, other]})
     paths = SwarmPaths.of(plan.home_directory, plan.name)
-    scripts = folder.render_scripts(plan, context, paths, 1)
+    scripts = script_files.render_scripts(plan, context, paths, 1)
     replicas, endpoint = (scripts[name].splitlines() for name in ("replicas.sh", "endpoint.sh"))
     assert [line for line in (*gpus, other) if line in replicas] == [*gpus, other]
     assert [line for line in (*gpus, other) if line in endpoint] == [other]
@@ -255,11 +255,11 @@ def test_what_a_watchdog_is_told_reaches_the_engine(
     for key in (paths.api_key, paths.collector_key):
         write_private(key, "key")
     private_dir(paths.scripts)
-    folder.write_watchdog_specs(plan, context, paths, [0], 1)
+    script_files.write_watchdog_specs(plan, context, paths, [0], 1)
     told = json.loads(paths.watchdog_spec(0).read_text())
     told["final_report_seconds"] = 0  # there is no collector
     paths.watchdog_spec(0).write_text(json.dumps(told))
-    folder.copy_watchdog(paths.watchdog_program)
+    script_files.copy_watchdog(paths.watchdog_program)
     ended = subprocess.run(
         [sys.executable, str(paths.watchdog_program), str(paths.watchdog_spec(0)), "127.0.0.1"],
         capture_output=True,

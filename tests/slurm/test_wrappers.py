@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conformance.test_compute import DETACHED, make_spec
-from domyn_swarm.backends.slurm.compute import SlurmCompute
+from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
 from domyn_swarm.errors import PlatformUnavailable, SubmissionUnknown, SubmitRejected
 from domyn_swarm.model import JobStatus
 from domyn_swarm.services.swarms import SwarmService

@@ -14,7 +14,7 @@ from command_line import CommandLine
 from domyn_swarm.errors import StateError
 from domyn_swarm.state import SwarmStore, read_revision
 from domyn_swarm.state.revisions import known_revisions, stamp, upgrade
-from domyn_swarm.state.schema import NEWEST_REVISION
+from domyn_swarm.state.tables import NEWEST_REVISION
 
 MOMENT = "2026-01-01T12:00:00.000000+00:00"
 ROWS: dict[str, dict[str, Any]] = {  # of the columns that there are, those that a revision has

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.endpoint.view import CollectorView, read_view
-from domyn_swarm.backends.local.compute import LocalCompute
+from domyn_swarm.backends.local.local_compute import LocalCompute
+from domyn_swarm.backends.local.local_serving import LocalServing
 from domyn_swarm.backends.local.processes import JOB, TAG, alive, carrying
-from domyn_swarm.backends.local.serving import LocalServing
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.errors import LaunchError, ReplicaFailed, StateError, SwarmNotFound
 from domyn_swarm.model import JobStatus, ReplicaReport, ReplicaState, SwarmPhase, utc_now
 from domyn_swarm.paths import SwarmPaths, write_private

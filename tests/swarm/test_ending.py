@@ -12,7 +12,7 @@ import pytest
 
 from clients import ask
 from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.local.serving import LocalServing
+from domyn_swarm.backends.local.local_serving import LocalServing
 from domyn_swarm.errors import (
     ConfigError,
     PlatformError,

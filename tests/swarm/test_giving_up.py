@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from domyn_swarm.backends.local.local_serving import LocalServing
 from domyn_swarm.backends.local.processes import TAG, carrying
-from domyn_swarm.backends.local.serving import LocalServing
 from domyn_swarm.errors import LaunchError
 from domyn_swarm.model import SwarmPhase, utc_now
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmRecord, SwarmStore
-from domyn_swarm.swarm import folder
 from domyn_swarm.swarm import lifecycle as lifecycle_module
+from domyn_swarm.swarm import swarm_folder
 from domyn_swarm.swarm.lifecycle import SwarmLifecycle
 from domyn_swarm.swarm.reconcile import reconcile
 from local_swarms import launch_of
@@ -52,7 +52,7 @@ def stopped_and_gone(name: str = "demo") -> bool:
 def test_a_key_that_cannot_be_written_ends_up_in_one_error(
     lifecycle: SwarmLifecycle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "write_private_once", quota)
+    monkeypatch.setattr(swarm_folder, "write_private_once", quota)
     with pytest.raises(LaunchError, match=r"Disk quota exceeded: .*metrics_key") as caught:
         lifecycle.up(launch_of())
     assert "quota" in caught.value.hint

@@ -9,7 +9,7 @@ import pytest
 
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.jobs.reporting import TimeLimit
-from domyn_swarm.jobs.spec import JobResult, JobSpec
+from domyn_swarm.jobs.worker_spec import JobResult, JobSpec
 from domyn_swarm.model import ExitRecord, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.plan import JobResources

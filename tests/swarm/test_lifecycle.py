@@ -30,7 +30,7 @@ from domyn_swarm.model import JobStatus, ReplicaState, SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase, endpoint_probe
 from domyn_swarm.services.jobs import JobService
-from domyn_swarm.services.logs import swarm_logs
+from domyn_swarm.services.merged_logs import swarm_logs
 from domyn_swarm.services.requests import JobRequest, LogRequest, UpRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.state import SwarmStore

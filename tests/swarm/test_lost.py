@@ -15,7 +15,7 @@ from domyn_swarm import DomynLLMSwarm
 from domyn_swarm.backends.endpoint.view import last_view, read_address
 from domyn_swarm.backends.local.processes import alive
 from domyn_swarm.errors import JobError, StateError, SwarmExists
-from domyn_swarm.jobs import ChatCompletionJob, program
+from domyn_swarm.jobs import ChatCompletionJob, worker_program
 from domyn_swarm.model import SwarmPhase
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.services.jobs import JobService
@@ -64,7 +64,7 @@ class AskingJob:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs of this process ask what became of their swarm as soon as nobody answers."""
-    monkeypatch.setattr(program, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(worker_program, "_PATIENCE_S", 0.1)
 
 
 def kill_endpoint(paths: SwarmPaths) -> None:

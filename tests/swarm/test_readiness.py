@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from domyn_swarm import DomynLLMSwarm
-from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
-from domyn_swarm.backends.local.serving import LocalServing
+from domyn_swarm.backends.local.local_serving import LocalServing
+from domyn_swarm.backends.protocols import ServingHandle
 from domyn_swarm.errors import NotReady, PlatformUnavailable
 from domyn_swarm.model import ReplicaReport, ReplicaState, SwarmPhase
 from domyn_swarm.paths import write_private

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from domyn_swarm.backends.base import ComputeSpec
-from domyn_swarm.backends.local.compute import LocalCompute
+from domyn_swarm.backends.local.local_compute import LocalCompute
 from domyn_swarm.backends.local.processes import JOB, carrying
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.claims import claim
 from domyn_swarm.errors import (
     PlatformError,
@@ -169,7 +169,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from domyn_swarm.backends.local.compute import LocalCompute
+from domyn_swarm.backends.local.local_compute import LocalCompute
 from domyn_swarm.state import SwarmStore
 from domyn_swarm.swarm.submission import submit_recorded
 from swarm.test_submission import compute, record

@@ -195,7 +195,7 @@ def tell_end(paths: JobPaths) -> None:
     ended = ExitRecord.model_validate_json(record)
     status = ended.status
     if told.get("platform") == "slurm" and not ended.conclusive:
-        from domyn_swarm.backends.slurm.compute import cause_so_far
+        from domyn_swarm.backends.slurm.slurm_compute import cause_so_far
 
         status = cause_so_far(paths, os.environ.get("SLURM_JOB_ID", "")) or status
     counts = ("rows_total", "rows_done", "rows_failed", "verdicts")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.errors import PlatformError, PlatformUnavailable
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import (

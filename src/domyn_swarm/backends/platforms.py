@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.base import ComputeBackend, ServingBackend
+from domyn_swarm.backends.protocols import ComputeBackend, ServingBackend
 from domyn_swarm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ def serving_backend(platform: str) -> ServingBackend:
         ConfigError: this version has no such platform.
     """
     if platform == "local":
-        from domyn_swarm.backends.local.serving import LocalServing
+        from domyn_swarm.backends.local.local_serving import LocalServing
 
         return LocalServing()
     if platform == "slurm":
-        from domyn_swarm.backends.slurm.serving import SlurmServing
+        from domyn_swarm.backends.slurm.slurm_serving import SlurmServing
 
         return SlurmServing(scheduler())
     if platform == "lepton":
-        from domyn_swarm.backends.lepton.serving import LeptonServing
+        from domyn_swarm.backends.lepton.lepton_serving import LeptonServing
 
         return LeptonServing()
     raise _unknown(platform)
@@ -42,15 +42,15 @@ def compute_backend(platform: str) -> ComputeBackend:
         ConfigError: this version has no such platform.
     """
     if platform == "local":
-        from domyn_swarm.backends.local.compute import LocalCompute
+        from domyn_swarm.backends.local.local_compute import LocalCompute
 
         return LocalCompute()
     if platform == "slurm":
-        from domyn_swarm.backends.slurm.compute import SlurmCompute
+        from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
 
         return SlurmCompute(scheduler())
     if platform == "lepton":
-        from domyn_swarm.backends.lepton.compute import LeptonCompute
+        from domyn_swarm.backends.lepton.lepton_compute import LeptonCompute
 
         return LeptonCompute()
     raise _unknown(platform)

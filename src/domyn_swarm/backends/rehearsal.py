@@ -33,7 +33,7 @@ _LOOK_S = 0.2
 _ABANDONED_S = 86_400.0
 _PACKAGES = ["domyn-swarm", "pyarrow", "smg", "vllm", "sglang", "torch", "ray"]
 _IMPORTS = [
-    "domyn_swarm.backends.endpoint.program",
+    "domyn_swarm.backends.endpoint.endpoint_program",
     "domyn_swarm.backends.slurm.replica_task",
     "domyn_swarm.jobs.worker",
 ]

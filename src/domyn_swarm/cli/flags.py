@@ -23,7 +23,7 @@ from typing import (
 import msgspec
 import typer
 
-from domyn_swarm.cli.options import parse_json_object
+from domyn_swarm.cli.shared_options import parse_json_object
 from domyn_swarm.record import Meta, Record
 
 if TYPE_CHECKING:

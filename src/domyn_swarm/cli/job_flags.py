@@ -18,7 +18,7 @@ from domyn_swarm.cli.flags import (
     flags_of,
     temperature_of,
 )
-from domyn_swarm.cli.options import ConfigOption, SwarmOption, parse_json_object
+from domyn_swarm.cli.shared_options import ConfigOption, SwarmOption, parse_json_object
 from domyn_swarm.jobs.run_options import ChangeableOptions
 from domyn_swarm.swarm.job_keys import ResourceKeys
 from domyn_swarm.swarm.job_request import Submission

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.shared_options import (
     ExternalIdOption,
     Format,
     FormatOption,

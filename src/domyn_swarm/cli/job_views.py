@@ -7,7 +7,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import (
     Column,
     State,
@@ -19,6 +18,7 @@ from domyn_swarm.cli.rendering import (
     print_record,
     print_table,
 )
+from domyn_swarm.cli.shared_options import Format
 from domyn_swarm.errors import quantity
 from domyn_swarm.model import JobStatus, utc_now
 from domyn_swarm.swarm.snapshot import JobList

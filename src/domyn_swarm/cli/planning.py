@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.shared_options import (
     ConfigOption,
     FileArgument,
     Format,
@@ -75,7 +75,7 @@ def plan(
 
 def _forecast(job: Path, swarm: str | None, output: Format) -> None:
     """What a job's file takes, on the swarm that it names, or that of the plan."""
-    from domyn_swarm.cli.forecasting import asked_forecast, show_forecast
+    from domyn_swarm.cli.forecast_command import asked_forecast, show_forecast
     from domyn_swarm.config.sources import Layer
     from domyn_swarm.swarm.job_file import read_job
 

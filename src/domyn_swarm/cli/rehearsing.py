@@ -11,7 +11,8 @@ import typer
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.flags import taking_flags
 from domyn_swarm.cli.job_flags import LimitFlags
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.rendering import Column, figure, print_pairs, print_record, print_table
+from domyn_swarm.cli.shared_options import (
     ConfigOption,
     FileArgument,
     Format,
@@ -23,7 +24,6 @@ from domyn_swarm.cli.options import (
     chosen_file,
     chosen_format,
 )
-from domyn_swarm.cli.rendering import Column, figure, print_pairs, print_record, print_table
 from domyn_swarm.errors import quantity
 
 if TYPE_CHECKING:

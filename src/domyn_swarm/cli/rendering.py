@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.options import Format
+from domyn_swarm.cli.shared_options import Format
 
 CELL_CHARACTERS = 200  # of a row's value; --export and --json have all of it
 

@@ -11,7 +11,7 @@ from domyn_swarm.cli.console import say
 from domyn_swarm.cli.flags import taking_flags
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.job_flags import ResumeFlags, RetryFlags
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.shared_options import (
     DetachOption,
     ExternalIdOption,
     HandleOption,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 import typer
 
 from domyn_swarm.cli import candidates
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.rendering import collected, plain, print_line
+from domyn_swarm.cli.shared_options import (
     Format,
     FormatOption,
     JsonOption,
@@ -19,7 +20,6 @@ from domyn_swarm.cli.options import (
     chosen_format,
     named_swarm,
 )
-from domyn_swarm.cli.rendering import collected, plain, print_line
 
 if TYPE_CHECKING:
     from domyn_swarm.record import Record

@@ -11,7 +11,8 @@ from domyn_swarm.cli.console import say
 from domyn_swarm.cli.flags import taking_flags
 from domyn_swarm.cli.following import follow
 from domyn_swarm.cli.job_flags import JobFlags, ScriptFlags
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.rendering import cell_text, json_text, print_pairs, print_record
+from domyn_swarm.cli.shared_options import (
     ConfigOption,
     DetachOption,
     ExternalIdOption,
@@ -19,7 +20,6 @@ from domyn_swarm.cli.options import (
     NoProgressOption,
     SwarmOption,
 )
-from domyn_swarm.cli.rendering import cell_text, json_text, print_pairs, print_record
 from domyn_swarm.errors import quantity
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def submit(
 
         typer.echo(yaml_text(layer_of(flags.file, flags.layer())), nl=False)
     elif forecast:
-        from domyn_swarm.cli.forecasting import forecast_then_submit
+        from domyn_swarm.cli.forecast_command import forecast_then_submit
 
         forecast_then_submit(
             request,

@@ -9,7 +9,7 @@ import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
 from domyn_swarm.cli.following import follow
-from domyn_swarm.cli.options import Format
+from domyn_swarm.cli.shared_options import Format
 from domyn_swarm.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:

@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 from domyn_swarm import __version__
-from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
+from domyn_swarm.cli.shared_options import (
+    Format,
+    FormatOption,
+    JsonOption,
+    YamlOption,
+    chosen_format,
+)
 
 
 def version(

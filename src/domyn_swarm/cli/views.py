@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from domyn_swarm.cli.job_views import failure_notes, print_jobs, rows_text, where_text
-from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import (
     Column,
     State,
@@ -21,7 +20,8 @@ from domyn_swarm.cli.rendering import (
     print_record,
     print_table,
 )
-from domyn_swarm.cli.usage import usage_line
+from domyn_swarm.cli.shared_options import Format
+from domyn_swarm.cli.usage_command import usage_line
 from domyn_swarm.swarm.snapshot import SwarmList
 
 if TYPE_CHECKING:

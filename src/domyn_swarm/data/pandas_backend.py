@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from typing_extensions import override
 
-from domyn_swarm.data.base import (
+from domyn_swarm.data.data_backend import (
     BATCH_ROWS,
     READ_FLAG,
     WRITE_FLAG,

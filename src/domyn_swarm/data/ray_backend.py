@@ -13,7 +13,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from domyn_swarm.data.arrow_backend import cells_as_text
-from domyn_swarm.data.base import (
+from domyn_swarm.data.data_backend import (
     BATCH_ROWS,
     READ_FLAG,
     WRITE_FLAG,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from domyn_swarm.errors import ConfigError
 
 if TYPE_CHECKING:  # the servers in this package need no plan
-    from domyn_swarm.engines.base import Engine
+    from domyn_swarm.engines.engine_protocol import Engine
 
 _HOMES = {
     "vllm": "VLLM",

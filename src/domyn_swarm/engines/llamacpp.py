@@ -7,9 +7,9 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from domyn_swarm.engines.base import Engine
+from domyn_swarm.engines.engine_options import flags_in, merged, refuse_options, whole_number
+from domyn_swarm.engines.engine_protocol import Engine
 from domyn_swarm.engines.llamacpp_server import DEFAULT_SLOTS
-from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
 from domyn_swarm.engines.patterns import SHARED, pattern
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.paths import expanded

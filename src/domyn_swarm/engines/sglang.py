@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from domyn_swarm.engines.base import Engine
-from domyn_swarm.engines.options import flags_in, merged, refuse_options, whole_number
+from domyn_swarm.engines.engine_options import flags_in, merged, refuse_options, whole_number
+from domyn_swarm.engines.engine_protocol import Engine
 from domyn_swarm.engines.patterns import GPU, HUB, SHARED, pattern
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.plan import DeploymentPlan, FirstRequest, ServingSpec, StartPhase

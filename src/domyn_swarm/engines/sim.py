@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import override
 
-from domyn_swarm.engines.base import Engine, by_ray, ray_nodes
-from domyn_swarm.engines.options import parse_options
+from domyn_swarm.engines.engine_options import parse_options
+from domyn_swarm.engines.engine_protocol import Engine, by_ray, ray_nodes
 from domyn_swarm.engines.patterns import SHARED, pattern
 from domyn_swarm.engines.sim_openai import READY_PROMPT
 from domyn_swarm.engines.sim_options import SimOptions

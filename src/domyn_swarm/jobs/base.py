@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, Unpack, overload
 from typing_extensions import override
 
 from domyn_swarm.batch.input.opening import LineFiles
-from domyn_swarm.batch.output.schema import Declared, OutputSchema, type_name
+from domyn_swarm.batch.output.output_schema import Declared, OutputSchema, type_name
 from domyn_swarm.batch.run.runner import Encode
 from domyn_swarm.errors import ConfigError, quantity
 from domyn_swarm.jobs.keywords import CopyKeywords, OptionKeywords, RunKeywords, SettingKeywords

@@ -8,7 +8,7 @@ from typing import Any, Unpack, get_type_hints, overload
 
 from typing_extensions import override
 
-from domyn_swarm.batch.output.schema import Declared
+from domyn_swarm.batch.output.output_schema import Declared
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.keywords import OptionKeywords

@@ -18,7 +18,7 @@ import msgspec
 from typing_extensions import override
 
 from domyn_swarm.batch.checkpoint.index import open_index
-from domyn_swarm.batch.outcomes.rows import Result, Row, RowError, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row, RowError, RowValue
 from domyn_swarm.batch.outcomes.strata import characters_of
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.outcomes.verdicts import Reading, outcome_of, verdict_of
@@ -30,9 +30,9 @@ from domyn_swarm.batch.run.runner import Events, Runner, RunPolicy, Sink
 from domyn_swarm.batch.run.session import EndpointAccess, open_session
 from domyn_swarm.errors import JobError, PlatformUnavailable, quantity
 from domyn_swarm.jobs.preparation import Prepared
-from domyn_swarm.jobs.program import event_loop
-from domyn_swarm.jobs.spec import JobSpec
 from domyn_swarm.jobs.trial import Trial, TriedJob
+from domyn_swarm.jobs.worker_program import event_loop
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import Record, ReplyVerdict
 from domyn_swarm.net.openai import OpenAIClient, Transport
 

@@ -24,11 +24,11 @@ from domyn_swarm.batch.output.output_files import Writer
 from domyn_swarm.batch.output.remote_output import place_of
 from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.batch.run.worker_processes import WorkerPlan
-from domyn_swarm.data.base import DataBackend
+from domyn_swarm.data.data_backend import DataBackend
 from domyn_swarm.data.registry import backend_named, backend_of
 from domyn_swarm.errors import ConfigError, JobError, quantity
 from domyn_swarm.jobs.preparation import identity_of, load_work, make_plan
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import expanded
 
@@ -175,7 +175,7 @@ def ends_of(
     backend: DataBackend[Any] = backend_of(data)
     frame = data if limit is None else backend.part(data, None, 0, limit)
     if backend.name == "ray":
-        from domyn_swarm.jobs.ray.dataset import RayEnds
+        from domyn_swarm.jobs.ray.ray_dataset import RayEnds
 
         yield RayEnds(frame)
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from domyn_swarm.errors import BudgetSpent, JobError
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import (
     FINAL_REPLICA_STATES,
     JobProgress,

@@ -13,10 +13,10 @@ from domyn_swarm.batch.input.file_facts import InputFacts
 from domyn_swarm.batch.input.input_files import files_of
 from domyn_swarm.batch.input.opening import LineFiles, open_dataset
 from domyn_swarm.batch.output.part_writer import WriteFile
-from domyn_swarm.data.base import KINDS, DataBackend
+from domyn_swarm.data.data_backend import KINDS, DataBackend
 from domyn_swarm.data.registry import backend_named
 from domyn_swarm.errors import ConfigError, InvalidInput
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa

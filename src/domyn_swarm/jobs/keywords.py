@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from domyn_swarm.batch.outcomes.rows import RowError
-from domyn_swarm.batch.output.schema import Declared
+from domyn_swarm.batch.outcomes.row_outcomes import RowError
+from domyn_swarm.batch.output.output_schema import Declared
 from domyn_swarm.jobs.naming import Kept
 from domyn_swarm.jobs.progress_display import SettledRow
 from domyn_swarm.jobs.run_options import KeepingKeywords, ReadingKeywords

@@ -22,8 +22,8 @@ from domyn_swarm.batch.run.traffic import Traffic
 from domyn_swarm.batch.run.worker_loop import RangeWorker
 from domyn_swarm.errors import SwarmError
 from domyn_swarm.jobs.preparation import load_work
-from domyn_swarm.jobs.program import access_of, event_loop_runner, read_spec
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_program import access_of, event_loop_runner, read_spec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.paths import JobPaths
 

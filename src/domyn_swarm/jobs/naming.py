@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from domyn_swarm.batch.outcomes.rows import RowTrace
+from domyn_swarm.batch.outcomes.row_outcomes import RowTrace
 from domyn_swarm.batch.outcomes.verdicts import verdict_of
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.jobs.run_options import KeepingOptions, given_options

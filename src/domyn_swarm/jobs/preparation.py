@@ -22,9 +22,9 @@ from domyn_swarm.batch.run.worker_processes import WorkPlan
 from domyn_swarm.errors import ConfigError, NothingToRetry
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.inputs import open_input, writer_of
-from domyn_swarm.jobs.loading import load_job
+from domyn_swarm.jobs.job_loading import load_job
 from domyn_swarm.jobs.run_options import failure_limit
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import Dedup
 
 _FIRST_ROWS = 16  # of which a job that can ask none is refused

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 from typing_extensions import override
 
-from domyn_swarm.batch.outcomes.rows import Result, Row, RowError
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row, RowError
 from domyn_swarm.batch.run.runner import Events
 from domyn_swarm.model import ReplyVerdict, TimeLeft
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from domyn_swarm.batch.background import in_thread
 from domyn_swarm.batch.outcomes.tally import Tally
-from domyn_swarm.jobs.spec import JobResult, JobSpec
+from domyn_swarm.jobs.worker_spec import JobResult, JobSpec
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobAccount, JobProgress, time_left_fields, utc_now
 from domyn_swarm.paths import JobPaths, write_private
@@ -177,7 +177,7 @@ class Reporter:
         known = [] if at is None else [max(0.0, at - time.time())]
         return min([*known, *([] if budget_s is None else [budget_s])], default=None)
 
-    def _told(self) -> dict[str, str | None]:
+    def _identity(self) -> dict[str, str | None]:
         if self._spec is None:
             return {}
         kept = None if self._kept is None else str(self._kept)

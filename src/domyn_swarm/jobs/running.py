@@ -29,11 +29,10 @@ from domyn_swarm.config.environment import checked_endpoint, key_of_environment
 from domyn_swarm.errors import ConfigError, SwarmError, interrupted
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.ends import ends_of
+from domyn_swarm.jobs.job_loading import import_path_of, job_given, reference_to
 from domyn_swarm.jobs.keywords import RunKeywords
-from domyn_swarm.jobs.loading import import_path_of, job_given, reference_to
 from domyn_swarm.jobs.naming import OPTIONS
 from domyn_swarm.jobs.preparation import check_rows, plan_of
-from domyn_swarm.jobs.program import access_of, event_loop
 from domyn_swarm.jobs.progress_display import (
     HookEvents,
     Hooks,
@@ -41,7 +40,8 @@ from domyn_swarm.jobs.progress_display import (
     ProgressDisplay,
     progress_display,
 )
-from domyn_swarm.jobs.spec import JobSpec, new_job_id
+from domyn_swarm.jobs.worker_program import access_of, event_loop
+from domyn_swarm.jobs.worker_spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import verdicts_named
 from domyn_swarm.net.openai import OpenAIClient

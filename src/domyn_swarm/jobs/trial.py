@@ -22,9 +22,9 @@ from domyn_swarm.batch.run.session import EndpointAccess
 from domyn_swarm.batch.run.standing import FailureLimit
 from domyn_swarm.errors import ConfigError, PlatformUnavailable
 from domyn_swarm.jobs.preparation import Prepared
-from domyn_swarm.jobs.program import access_of
 from domyn_swarm.jobs.running import in_a_loop, until_over
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_program import access_of
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import Record
 from domyn_swarm.net.openai import OpenAIClient
 

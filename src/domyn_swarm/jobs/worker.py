@@ -36,9 +36,9 @@ from domyn_swarm.errors import (
 )
 from domyn_swarm.jobs.gpu_hours import Budget, gpu_hours_of
 from domyn_swarm.jobs.preparation import Prepared, prepare
-from domyn_swarm.jobs.program import SwarmFate, access_of, event_loop_runner, read_spec
 from domyn_swarm.jobs.reporting import Reporter
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_program import SwarmFate, access_of, event_loop_runner, read_spec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.logs import configure, get_logger
 from domyn_swarm.model import JobAccount
 from domyn_swarm.net.openai import OpenAIClient
@@ -197,7 +197,7 @@ class _Worker:
     async def _shared_out(self, plan: BatchPlan) -> AsyncIterator[BatchPlan]:
         """The plan with its workers: this process, others here, or those of a cluster."""
         if self._elsewhere:
-            from domyn_swarm.jobs.ray.dataset import over_cluster
+            from domyn_swarm.jobs.ray.ray_dataset import over_cluster
 
             async with over_cluster(self._spec, plan) as shared:
                 yield shared

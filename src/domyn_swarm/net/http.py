@@ -24,13 +24,13 @@ from typing_extensions import override
 
 from domyn_swarm import open_files
 from domyn_swarm.net.certificates import certificates, trusting
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.foreign_threads import await_at_exit
+from domyn_swarm.net.request_errors import (
     CannotConnect,
     ConnectionBroken,
     no_file_left,
     no_reply_in_time,
 )
-from domyn_swarm.net.foreign_threads import await_at_exit
 
 if TYPE_CHECKING:
     from aiohttp import ClientTimeout

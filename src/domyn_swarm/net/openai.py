@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.net import parameters
-from domyn_swarm.net.errors import NOT_JSON, BadReply
+from domyn_swarm.net.request_errors import NOT_JSON, BadReply
 
 if TYPE_CHECKING:
     import ssl

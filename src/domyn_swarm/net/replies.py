@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from domyn_swarm.model import ReplyVerdict
-from domyn_swarm.net.errors import NOT_JSON, BadReply, error_in_reply
 from domyn_swarm.net.openai import CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH
+from domyn_swarm.net.request_errors import NOT_JSON, BadReply, error_in_reply
 
 # Servers say it in OpenAI's words, and in their own.
 _CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})

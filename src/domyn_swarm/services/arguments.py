@@ -55,7 +55,7 @@ def request_given(
     Raises:
         ConfigError: it is no job, or an option is wrong.
     """
-    from domyn_swarm.jobs.loading import job_given, reference_to  # they import what asks rows
+    from domyn_swarm.jobs.job_loading import job_given, reference_to  # they import what asks rows
 
     fields = {"input": str(input_path), "output": str(output_path), **options}
     if isinstance(job, str):

@@ -206,7 +206,7 @@ class DomynLLMSwarm:
                 has no endpoint, or the run cannot continue (settled rows are kept).
             KeyboardInterrupt: it was interrupted; the message says what is kept.
         """
-        from domyn_swarm.jobs.loading import job_given
+        from domyn_swarm.jobs.job_loading import job_given
         from domyn_swarm.jobs.running import Endpoint, run, settings_of
 
         job = job_given(job)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from domyn_swarm.config.mistakes import config_error
-from domyn_swarm.config.pool import PooledSwarm, load_pool
+from domyn_swarm.config.pool_file import PooledSwarm, load_pool
 from domyn_swarm.errors import ConfigError, Mistake, SwarmNotFound
 from domyn_swarm.model import Record
 from domyn_swarm.services.requests import DownResult

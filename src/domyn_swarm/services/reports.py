@@ -19,7 +19,7 @@ from domyn_swarm.batch.outcomes.histograms import (
 )
 from domyn_swarm.batch.outcomes.tally import FailureExample, counted_group
 from domyn_swarm.errors import JobNotFound, SwarmError, SwarmNotFound
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import FailureGroup, Histogram, JobProgress, ReplyVerdict, utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.planning.plan import Layout

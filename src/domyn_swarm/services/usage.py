@@ -24,8 +24,8 @@ from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.services.kept_spans import keep_spans, read_spans
 from domyn_swarm.services.usage_report import Energy, SwarmSpans, UsageReport, UsageSums, Used
 from domyn_swarm.state import JobRecord, SwarmRecord, SwarmStore
-from domyn_swarm.swarm.folder import user_name
 from domyn_swarm.swarm.snapshot import Usage
+from domyn_swarm.swarm.swarm_folder import user_name
 from domyn_swarm.swarm.whereabouts import is_elsewhere
 
 _log = get_logger(__name__)

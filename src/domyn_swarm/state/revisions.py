@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from domyn_swarm.errors import StateError
-from domyn_swarm.state.database import connect, revision_of, transaction
-from domyn_swarm.state.schema import NEWEST_REVISION
+from domyn_swarm.state.database_file import connect, revision_of, transaction
+from domyn_swarm.state.tables import NEWEST_REVISION
 
 _Shape = dict[str, set[str]]  # table → its columns
 

@@ -25,9 +25,9 @@ from domyn_swarm.model import (
     utc_now,
 )
 from domyn_swarm.paths import database_path
-from domyn_swarm.state.database import create_private, create_tables, revision_of, transaction
+from domyn_swarm.state.database_file import create_private, create_tables, revision_of, transaction
 from domyn_swarm.state.records import JobRecord, SwarmRecord
-from domyn_swarm.state.schema import NEWEST_REVISION
+from domyn_swarm.state.tables import NEWEST_REVISION
 
 
 class SwarmStore:

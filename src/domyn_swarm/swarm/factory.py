@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from domyn_swarm.backends.base import PlatformPart, ServingBackend, ServingHandle
 from domyn_swarm.backends.platforms import serving_backend
+from domyn_swarm.backends.protocols import PlatformPart, ServingBackend, ServingHandle
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.state import SwarmRecord

@@ -13,7 +13,7 @@ from domyn_swarm.backends.job_end import read_exit, read_tail
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.backends.slurm.step_log import srun_was_ended, srun_was_killed
 from domyn_swarm.errors import EXIT_BUDGET_SPENT, JobError, StateError, words_of
-from domyn_swarm.jobs.spec import JobResult, JobSpec
+from domyn_swarm.jobs.worker_spec import JobResult, JobSpec
 from domyn_swarm.model import JobStatus, Reach
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.planning.plan import JobResources

@@ -18,7 +18,7 @@ from domyn_swarm.config.mistakes import config_error, validated
 from domyn_swarm.config.sources import FileKind, Key, Layer, dotted, merge, read_yaml
 from domyn_swarm.errors import ConfigError, Mistake
 from domyn_swarm.jobs.builtin.prompts import PromptTemplate
-from domyn_swarm.jobs.loading import load_job, located
+from domyn_swarm.jobs.job_loading import load_job, located
 from domyn_swarm.jobs.run_options import ChangeableOptions
 from domyn_swarm.net import parameters
 from domyn_swarm.paths import expanded

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from domyn_swarm import logs
-from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.endpoint.view import EndpointAddress
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.config.environment import checked_endpoint, key_of_environment
 from domyn_swarm.errors import (
     CheckpointBusy,
@@ -27,7 +27,7 @@ from domyn_swarm.errors import (
     SwarmError,
     words_of,
 )
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.planning.plan import JobResources

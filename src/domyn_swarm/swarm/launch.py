@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from domyn_swarm import engines, logs
-from domyn_swarm.backends.base import LaunchScripts
 from domyn_swarm.backends.platforms import serving_backend
+from domyn_swarm.backends.protocols import LaunchScripts
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from domyn_swarm.backends import ledger
-from domyn_swarm.backends.base import PartRecorder, PlatformPart
 from domyn_swarm.backends.checks import refuse_uninstalled
-from domyn_swarm.backends.endpoint.spec import configured_replicas
+from domyn_swarm.backends.endpoint.endpoint_spec import configured_replicas
 from domyn_swarm.backends.platforms import serving_backend
+from domyn_swarm.backends.protocols import PartRecorder, PlatformPart
 from domyn_swarm.claims import RENEW_S, claim, release, renew
 from domyn_swarm.errors import (
     LaunchError,
@@ -31,7 +31,6 @@ from domyn_swarm.planning.plan import lay_out
 from domyn_swarm.probing import Deadline, Observation, Phase, wait_until
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.folder import withdraw_metrics, write_launch_files
 from domyn_swarm.swarm.launch import Launch, deployment_context
 from domyn_swarm.swarm.readiness import SwarmLook, launch_error, look_at, readiness
 from domyn_swarm.swarm.reconcile import (
@@ -43,6 +42,7 @@ from domyn_swarm.swarm.reconcile import (
     stop,
     why_lost,
 )
+from domyn_swarm.swarm.swarm_folder import withdraw_metrics, write_launch_files
 from domyn_swarm.swarm.whereabouts import is_elsewhere, refuse_elsewhere, refuse_taken
 
 OnChange = Callable[[Observation], None]

@@ -13,12 +13,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from domyn_swarm import engines
-from domyn_swarm.backends.base import ASLEEP, ServingHandle
 from domyn_swarm.backends.checks import resolves
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
 from domyn_swarm.backends.job_end import read_tail
+from domyn_swarm.backends.protocols import ASLEEP, ServingHandle
 from domyn_swarm.backends.slurm.printed import end_by_slurm
-from domyn_swarm.engines.base import Diagnosis, diagnose
+from domyn_swarm.engines.engine_protocol import Diagnosis, diagnose
 from domyn_swarm.errors import (
     LaunchError,
     NotReady,
@@ -30,7 +30,7 @@ from domyn_swarm.errors import (
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
 from domyn_swarm.swarm.factory import LiveSwarm
-from domyn_swarm.swarm.folder import script_failure
+from domyn_swarm.swarm.swarm_folder import script_failure
 
 _ENDS = (ReplicaState.EXITED, ReplicaState.RESTARTING)
 _UNRESOLVED_S = 45.0

@@ -7,8 +7,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from domyn_swarm.backends.base import PlatformPart
 from domyn_swarm.backends.endpoint.view import read_ended
+from domyn_swarm.backends.protocols import PlatformPart
 from domyn_swarm.claims import is_held, release
 from domyn_swarm.errors import PlatformError, StateError, SwarmError, SwarmNotFound, SwarmReplaced
 from domyn_swarm.logs import get_logger
@@ -17,7 +17,7 @@ from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.probing import Phase
 from domyn_swarm.state import SwarmRecord, SwarmStore
 from domyn_swarm.swarm.factory import LiveSwarm, rehydrate
-from domyn_swarm.swarm.folder import note_end, script_failure
+from domyn_swarm.swarm.swarm_folder import note_end, script_failure
 from domyn_swarm.swarm.whereabouts import is_elsewhere, reach
 
 _log = get_logger(__name__)

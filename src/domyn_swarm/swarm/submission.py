@@ -9,10 +9,10 @@ import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
+from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec
 from domyn_swarm.claims import claim, is_held, release
 from domyn_swarm.errors import PlatformError, StateError, SubmissionUnknown, SwarmError, words_of
-from domyn_swarm.jobs.spec import JobResult
+from domyn_swarm.jobs.worker_spec import JobResult
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, write_private_once

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domyn_swarm import __version__
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec
 from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.platforms import compute_backend
+from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec
 from domyn_swarm.config.environment import ray_address_of_environment
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, StateError
 from domyn_swarm.jobs.run_options import RunOptions, given_options
-from domyn_swarm.jobs.spec import JobSpec, new_job_id
+from domyn_swarm.jobs.worker_spec import JobSpec, new_job_id
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import JobHandle, JobStatus, Reach, utc_now
 from domyn_swarm.paths import JobPaths, checkpoints_dir, expanded, home, private_dir, write_private
@@ -194,7 +194,7 @@ class JobSubmitter:
 
     def _spec(self, request: JobRequest, swarm: LiveSwarm | None) -> tuple[JobSpec, JobPaths]:
         from domyn_swarm.batch.checkpoint.job_store import input_key
-        from domyn_swarm.jobs.loading import Located, import_path_of, located
+        from domyn_swarm.jobs.job_loading import Located, import_path_of, located
 
         if request.job_source:
             found = Located(request.job, import_path_of("", request.job_kwargs))

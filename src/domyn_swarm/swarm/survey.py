@@ -8,7 +8,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar, cast
 
-from domyn_swarm.backends.base import ServingHandle
 from domyn_swarm.backends.endpoint.elastic_state import read_state
 from domyn_swarm.backends.endpoint.view import (
     CollectorView,
@@ -18,9 +17,10 @@ from domyn_swarm.backends.endpoint.view import (
 )
 from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.backends.platforms import compute_backend
+from domyn_swarm.backends.protocols import ServingHandle
 from domyn_swarm.backends.slurm.job_runs import JobRuns
 from domyn_swarm.errors import PlatformError, StateError
-from domyn_swarm.jobs.spec import JobResult
+from domyn_swarm.jobs.worker_spec import JobResult
 from domyn_swarm.model import (
     JobFigures,
     JobHandle,

@@ -12,9 +12,9 @@ from datetime import datetime
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from domyn_swarm.backends.base import Located
 from domyn_swarm.backends.endpoint.view import EndpointAddress, read_address
 from domyn_swarm.backends.platforms import compute_backend, serving_backend
+from domyn_swarm.backends.protocols import Located
 from domyn_swarm.errors import PlatformError, RunsElsewhere, SwarmExists
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Location, Reach

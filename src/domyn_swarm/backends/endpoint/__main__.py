@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from domyn_swarm import logs
-from domyn_swarm.backends.endpoint.program import load_spec, main
+from domyn_swarm.backends.endpoint.endpoint_program import load_spec, main
 from domyn_swarm.backends.endpoint.supervision import Platform
 from domyn_swarm.errors import SwarmError
 from domyn_swarm.paths import SwarmPaths
@@ -16,11 +16,11 @@ from domyn_swarm.paths import SwarmPaths
 
 def _platform(name: str | None, paths: SwarmPaths) -> Platform | None:
     if name == "local":
-        from domyn_swarm.backends.local.platform import LocalPlatform
+        from domyn_swarm.backends.local.local_platform import LocalPlatform
 
         return LocalPlatform(paths, load_spec(paths).tag)
     if name == "slurm":
-        from domyn_swarm.backends.slurm.platform import SlurmPlatform
+        from domyn_swarm.backends.slurm.slurm_platform import SlurmPlatform
 
         return SlurmPlatform(paths, load_spec(paths).tag)
     return None

@@ -7,9 +7,9 @@ import socket
 
 from domyn_swarm import open_files
 from domyn_swarm.backends.endpoint.address import own_address
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.router import Admission
 from domyn_swarm.backends.endpoint.scraping import Discovery
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import EndpointAddress
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from aiohttp import web
 
 from domyn_swarm.backends.endpoint.connections import METRICS, error_reply, keyed
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.gauges import EngineGauges
 from domyn_swarm.backends.endpoint.history import MOST_EVENTS, History
 from domyn_swarm.backends.endpoint.reachability import CHECK_S, Reachability
-from domyn_swarm.backends.endpoint.replicas import ReplicaTable, Verdict
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.replica_table import ReplicaTable, Verdict
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob, UseMeter
 from domyn_swarm.backends.endpoint.view import CollectorView
 from domyn_swarm.backends.gpu_time import Use

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import aiohttp
 
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.engine_load import EngineLoad, MetricsReader, Reading, together
 from domyn_swarm.model import Record
 

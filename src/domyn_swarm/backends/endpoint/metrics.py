@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector as MetricsSource
 from typing_extensions import override
 
 from domyn_swarm import __version__
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.job_metrics import job_families
 from domyn_swarm.backends.endpoint.metric_families import (
     COUNTER,
@@ -23,7 +24,6 @@ from domyn_swarm.backends.endpoint.metric_families import (
     MetricRow,
     families,
 )
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import RouterFigures
 from domyn_swarm.backends.endpoint.use_meter import FollowedJob
 from domyn_swarm.backends.endpoint.view import CollectorView

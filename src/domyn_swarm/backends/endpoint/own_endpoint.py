@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domyn_swarm.backends.endpoint.spec import ElasticSpec, EndpointSpec
+from domyn_swarm.backends.endpoint.endpoint_spec import ElasticSpec, EndpointSpec
 from domyn_swarm.backends.endpoint.view import (
     CollectorView,
     EndpointAddress,
@@ -21,7 +21,7 @@ from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan
 
 if TYPE_CHECKING:
-    from domyn_swarm.backends.base import ServingHandle
+    from domyn_swarm.backends.protocols import ServingHandle
 
 
 _HEARTBEATS_MISSED = 3

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.supervision import RouterFigures
 from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 from domyn_swarm.logs import get_logger

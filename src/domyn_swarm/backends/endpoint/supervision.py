@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from domyn_swarm import claims
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.elastic_platform import ElasticPlatform
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
 from domyn_swarm.backends.endpoint.view import Ended
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.errors import PlatformError

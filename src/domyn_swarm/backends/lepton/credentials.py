@@ -9,8 +9,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import Located
 from domyn_swarm.backends.lepton import specs
+from domyn_swarm.backends.protocols import Located
 from domyn_swarm.errors import ConfigError, MissingExtra
 from domyn_swarm.model import Location, Reach, Record
 from domyn_swarm.paths import SwarmPaths, write_private

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.job_end import exit_wrapper
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.config.backends import LeptonConfig, LeptonEndpointConfig, LeptonJobConfig
 from domyn_swarm.errors import ConfigError, quantity
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan

@@ -10,9 +10,9 @@ from typing import Any
 
 from domyn_swarm.backends.lepton import specs
 from domyn_swarm.backends.lepton.credentials import Credentials
+from domyn_swarm.backends.lepton.lepton_states import Deployment, Replica, in_order
 from domyn_swarm.backends.lepton.sdk import Sdk
 from domyn_swarm.backends.lepton.specs import Document
-from domyn_swarm.backends.lepton.states import Deployment, Replica, in_order
 from domyn_swarm.errors import PlatformError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Record

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from typing_extensions import override
 
-from domyn_swarm.backends.base import Located
+from domyn_swarm.backends.protocols import Located
 from domyn_swarm.errors import CommandMissing, PlatformError
 from domyn_swarm.model import Location, ProcessId, Reach
 from domyn_swarm.paths import private_dir

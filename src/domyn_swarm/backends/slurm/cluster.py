@@ -9,9 +9,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import Located
+from domyn_swarm.backends.protocols import Located
 from domyn_swarm.backends.slurm.ending import Scheduler
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.errors import CommandMissing
 from domyn_swarm.model import JobStatus, Location, Reach
 

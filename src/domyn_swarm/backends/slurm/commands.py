@@ -14,7 +14,7 @@ from domyn_swarm.backends.slurm.ending import WouldTake
 from domyn_swarm.backends.slurm.invocation import last_line, run, send_signals
 from domyn_swarm.backends.slurm.queue import LONGEST_S, JobsById, QueueSnapshot
 from domyn_swarm.backends.slurm.reasons import advice
-from domyn_swarm.backends.slurm.states import (
+from domyn_swarm.backends.slurm.slurm_states import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
     STEP_ACCOUNT_FORMAT,

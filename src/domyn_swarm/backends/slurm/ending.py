@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from domyn_swarm.backends.slurm.queue import JOB_PREFIX, JobsById, tagged
-from domyn_swarm.backends.slurm.states import Allocation, OwnEnd, SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import Allocation, OwnEnd, SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.probing import Clock, comes_true
 

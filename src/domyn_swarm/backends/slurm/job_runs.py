@@ -36,7 +36,7 @@ from domyn_swarm.restart_budget import RestartPolicy
 
 if TYPE_CHECKING:
     from domyn_swarm.backends.slurm.ending import Scheduler
-    from domyn_swarm.backends.slurm.states import OwnEnd, SlurmJob
+    from domyn_swarm.backends.slurm.slurm_states import OwnEnd, SlurmJob
 
 _log = get_logger(__name__)
 

@@ -6,8 +6,8 @@ import math
 import sys
 from pathlib import Path
 
-from domyn_swarm.backends.base import ComputeSpec
 from domyn_swarm.backends.job_end import exit_wrapper
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.backends.rehearsal import PROGRAM
 from domyn_swarm.backends.slurm.containers import IMAGE_PYTHON
 from domyn_swarm.backends.slurm.job_task import JobTask

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from domyn_swarm.backends.base import PlatformPart
+from domyn_swarm.backends.protocols import PlatformPart
 from domyn_swarm.backends.slurm.queue import TaggedJob
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 
 JobsOfParts = Mapping[
     PlatformPart, SlurmJob | None

@@ -9,7 +9,7 @@ import re
 from datetime import datetime
 from typing import NamedTuple
 
-from domyn_swarm.backends.slurm.states import OwnEnd
+from domyn_swarm.backends.slurm.slurm_states import OwnEnd
 
 # Of `sbatch --parsable`; a site's wrapper may print more around it.
 _SUBMITTED = re.compile(r"^[ \t]*(\d+)(?:;([\w.-]+))?[ \t\r]*$", re.MULTILINE)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from domyn_swarm.backends.base import ASLEEP, PlatformPart, ServingHandle
 from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.backends.protocols import ASLEEP, PlatformPart, ServingHandle
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.parts import JobsOfParts, task_of
@@ -20,7 +20,7 @@ from domyn_swarm.backends.slurm.reasons import (
     limits_the_user,
 )
 from domyn_swarm.backends.slurm.recovery import comes_back
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan
 from domyn_swarm.probing import Clock, Observation, Phase

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.probing import Clock
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.queue import tagged
-from domyn_swarm.backends.slurm.states import BROKEN, LOST, SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import BROKEN, LOST, SlurmJob
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from domyn_swarm.backends.slurm import printed
+from domyn_swarm.backends.slurm.allowance import ACCOUNT_FIELDS, ASSOCIATION_FIELDS, QOS_FIELDS
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.invocation import run
-from domyn_swarm.backends.slurm.limits import ACCOUNT_FIELDS, ASSOCIATION_FIELDS, QOS_FIELDS
 from domyn_swarm.errors import CommandMissing, PlatformUnavailable
 
 Row = dict[str, str]

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from domyn_swarm.backends.checks import Check, failed, ok, warning
-from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
-from domyn_swarm.backends.slurm.limits import (
+from domyn_swarm.backends.slurm.allowance import (
     Finding,
     Limits,
     Request,
@@ -23,6 +22,7 @@ from domyn_swarm.backends.slurm.limits import (
     partition_limits,
     qos_limits,
 )
+from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.site_answers import Row, SiteAnswers
 from domyn_swarm.config.units import memory_gb, time_limit_s
 from domyn_swarm.errors import PlatformError

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from domyn_swarm.backends.base import ComputeSpec
+from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.invocation import submitting_environment
 from domyn_swarm.backends.slurm.job_runs import next_script

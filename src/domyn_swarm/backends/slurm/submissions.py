@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.queue import TaggedJob, shows_comment, tagged
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.errors import CommandMissing, PlatformError, SubmitRejected
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, write_private

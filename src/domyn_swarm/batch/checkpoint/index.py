@@ -25,7 +25,7 @@ from domyn_swarm.batch.checkpoint.job_store import OpenedFile, ResultsFolder, op
 from domyn_swarm.batch.checkpoint.segments import void_path
 from domyn_swarm.batch.input.key_table import KeyTable
 from domyn_swarm.batch.input.row_keys import Digests, RowKeys, agree, search_keys
-from domyn_swarm.batch.outcomes.rows import RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import RowValue
 from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.model import Fingerprint
 

@@ -15,7 +15,7 @@ from domyn_swarm.batch.background import in_thread
 from domyn_swarm.batch.checkpoint.frames import encode_frame
 from domyn_swarm.batch.checkpoint.segments import checkpoint_files, file_order, merge_writer, seal
 from domyn_swarm.batch.durable_files import sync_folder, write_whole
-from domyn_swarm.batch.outcomes.rows import Result
+from domyn_swarm.batch.outcomes.row_outcomes import Result
 from domyn_swarm.errors import JobError
 from domyn_swarm.logs import get_logger
 

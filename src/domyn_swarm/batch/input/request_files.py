@@ -15,7 +15,7 @@ import pyarrow as pa
 from domyn_swarm.batch.column_values import array, python_values
 from domyn_swarm.batch.input.json_lines import NotAsAgreed
 from domyn_swarm.batch.input.opening import LineFiles
-from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN
+from domyn_swarm.batch.outcomes.row_outcomes import ERROR_COLUMN
 
 ID_COLUMN, URL_COLUMN, BODY_COLUMN, REPLY_COLUMN = "custom_id", "url", "body", "response"
 _CHUNK_BYTES = 1 << 20

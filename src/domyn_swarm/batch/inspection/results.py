@@ -20,7 +20,7 @@ from domyn_swarm.batch.input.opening import dataset_of
 from domyn_swarm.batch.input.row_keys import Digests
 from domyn_swarm.batch.input.text_dataset import open_columns
 from domyn_swarm.batch.inspection.settled import opened_index
-from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN
+from domyn_swarm.batch.outcomes.row_outcomes import ERROR_COLUMN
 from domyn_swarm.batch.output.manifest import Manifest
 from domyn_swarm.batch.output.open_types import OpenTypes, for_parquet, typed
 from domyn_swarm.batch.output.output_files import KIND_OF_SUFFIX, Place, opener_of

@@ -20,14 +20,14 @@ from domyn_swarm.batch.column_values import python_values, rows_at
 from domyn_swarm.batch.durable_files import written_whole
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.input.text_dataset import open_columns
-from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN, RowError, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import ERROR_COLUMN, RowError, RowValue
 from domyn_swarm.batch.outcomes.tally import failure_signature
 from domyn_swarm.batch.outcomes.verdicts import Reading, error_of, outcome_of, verdict_of
 from domyn_swarm.batch.output.open_types import OpenTypes, for_parquet, typed
 from domyn_swarm.batch.output.ordered_results import ordered_results
+from domyn_swarm.batch.output.output_schema import ERROR_TYPE
 from domyn_swarm.batch.output.part_writer import PartWriter
 from domyn_swarm.batch.output.row_join import error_decoder, joined
-from domyn_swarm.batch.output.schema import ERROR_TYPE
 from domyn_swarm.batch.run.engine import BatchPlan
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import FailureGroup, ReplyVerdict

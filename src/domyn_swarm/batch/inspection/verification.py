@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from domyn_swarm.batch.column_values import flags, python_values, without_nulls
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.input_files import InputFile
-from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN
+from domyn_swarm.batch.outcomes.row_outcomes import ERROR_COLUMN
 from domyn_swarm.batch.output.manifest import Manifest, OutputFile
 from domyn_swarm.batch.output.open_types import typed_column
 from domyn_swarm.batch.output.output_files import Place

@@ -21,7 +21,7 @@ from domyn_swarm.batch.outcomes.histograms import (
     SlowestRows,
     SlowRow,
 )
-from domyn_swarm.batch.outcomes.rows import RowError, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import RowError, RowValue
 from domyn_swarm.batch.outcomes.strata import Strata, StratumSums
 from domyn_swarm.batch.outcomes.verdicts import outcome_of, verdict_of
 from domyn_swarm.model import FailureGroup, ReplyVerdict, TimeLeft

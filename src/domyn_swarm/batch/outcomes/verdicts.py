@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from domyn_swarm.batch.outcomes.rows import RowError, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import RowError, RowValue
 from domyn_swarm.model import Accept, ReplyVerdict
 from domyn_swarm.net.replies import ENDINGS
 

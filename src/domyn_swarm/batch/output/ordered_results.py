@@ -17,7 +17,7 @@ from typing_extensions import override
 from domyn_swarm.batch.checkpoint.index import DECODED_BYTES, FrameFiles, RowIndex
 from domyn_swarm.batch.input.dataset import BATCH_ROWS, Dataset
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import RowValue
 from domyn_swarm.batch.output.routed_values import Places, RoutedValues
 
 

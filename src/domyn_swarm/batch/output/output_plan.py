@@ -20,14 +20,14 @@ from domyn_swarm.batch.input.file_systems import is_there, reaching
 from domyn_swarm.batch.input.input_files import is_read_of
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.input.text_dataset import is_csv, row_column_of, text_bytes
-from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN
+from domyn_swarm.batch.outcomes.row_outcomes import ERROR_COLUMN
 from domyn_swarm.batch.output.manifest import JobFacts
 from domyn_swarm.batch.output.open_types import OpenTypes, for_parquet, typed
 from domyn_swarm.batch.output.output_files import KIND_OF_SUFFIX, Place, Writer, opener_of
+from domyn_swarm.batch.output.output_schema import OutputSchema
 from domyn_swarm.batch.output.part_writer import LibrarySink, OpenSink, PartWriter, WriteFile
 from domyn_swarm.batch.output.remote_output import place_of
 from domyn_swarm.batch.output.row_join import KeptColumns, OutputRows
-from domyn_swarm.batch.output.schema import OutputSchema
 from domyn_swarm.batch.output.text_forms import FORMS, JsonLines, TextForm
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.logs import get_logger

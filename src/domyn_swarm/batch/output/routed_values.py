@@ -15,7 +15,7 @@ from domyn_swarm.batch.checkpoint.index import FrameFiles, Matches, RowIndex
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.key_table import NumberList, Parts, UnnamedFile
 from domyn_swarm.batch.input.row_keys import Digests, RowKeys
-from domyn_swarm.batch.outcomes.rows import RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import RowValue
 
 _NOWHERE = np.uint64(2**64 - 1)
 _FRAME_AT = np.uint64(24)

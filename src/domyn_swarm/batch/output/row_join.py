@@ -26,10 +26,10 @@ from domyn_swarm.batch.column_values import (
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.input.text_dataset import open_columns, row_column_of
-from domyn_swarm.batch.outcomes.rows import ERROR_COLUMN, RowError, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import ERROR_COLUMN, RowError, RowValue
 from domyn_swarm.batch.output.open_types import OpenTypes
 from domyn_swarm.batch.output.ordered_results import OrderedResults, ordered_results
-from domyn_swarm.batch.output.schema import ERROR_TYPE, OutputSchema, fit
+from domyn_swarm.batch.output.output_schema import ERROR_TYPE, OutputSchema, fit
 
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 

@@ -9,11 +9,11 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from domyn_swarm.batch.outcomes.rows import OneByOne, RowTrace
+from domyn_swarm.batch.outcomes.row_outcomes import OneByOne, RowTrace
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.gate import EndpointGate
 from domyn_swarm.batch.run.standing import ALONE_AFTER, GUILTY_AFTER, Break, Death, Fault, Kind
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.request_errors import (
     BackPressure,
     CannotConnect,
     ConnectionBroken,

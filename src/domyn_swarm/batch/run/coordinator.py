@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from domyn_swarm.batch.checkpoint.folder import Checkpoint
+from domyn_swarm.batch.checkpoint.checkpoint_folder import Checkpoint
 from domyn_swarm.batch.outcomes.tally import Counters, Tally
 from domyn_swarm.batch.run.dispatch import AtReplica, Capacity
 from domyn_swarm.batch.run.limiter import FIRST_LIMIT

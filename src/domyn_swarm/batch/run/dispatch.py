@@ -30,7 +30,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from domyn_swarm.batch.outcomes.rows import current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import current_trace
 from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.model import Dispatching
 from domyn_swarm.net.http import HttpClient, HttpReply

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint.accounting import account_of, read_accounts, sum_up, write_account
-from domyn_swarm.batch.checkpoint.folder import Checkpoint, forget_suspects
+from domyn_swarm.batch.checkpoint.checkpoint_folder import Checkpoint, forget_suspects
 from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.checkpoint.job_store import Asker, JobPlace
 from domyn_swarm.batch.checkpoint.journal import SyncedSink
@@ -23,9 +23,9 @@ from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.batch.output.output_plan import OutputPlan
 from domyn_swarm.batch.output.publish import ResultsMissing, publish
 from domyn_swarm.batch.run.coordinator import Coordinator
-from domyn_swarm.batch.run.limits import Limits
 from domyn_swarm.batch.run.lookahead import LookAhead
 from domyn_swarm.batch.run.pending import PendingRows, named_rows, pending_rows, still_pending
+from domyn_swarm.batch.run.request_limits import Limits
 from domyn_swarm.batch.run.runner import Events, Runner, Transform
 from domyn_swarm.batch.run.sampling import take_census
 from domyn_swarm.batch.run.session import EndpointAccess, open_session

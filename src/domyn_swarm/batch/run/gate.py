@@ -18,7 +18,8 @@ from domyn_swarm.batch.run.standing import Fault, Kind, Standing, Suspects, brie
 from domyn_swarm.batch.run.traffic import Traffic
 from domyn_swarm.errors import JobError, SwarmError
 from domyn_swarm.logs import get_logger
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.http import HttpClient, HttpReply
+from domyn_swarm.net.request_errors import (
     NOT_JSON,
     NoFileLeft,
     RequestError,
@@ -26,7 +27,6 @@ from domyn_swarm.net.errors import (
     error_from_status,
     page_instead,
 )
-from domyn_swarm.net.http import HttpClient, HttpReply
 from domyn_swarm.probing import comes_true_async
 
 _log = get_logger(__name__)

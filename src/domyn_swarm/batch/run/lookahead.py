@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.batch.outcomes.histograms import Dispatched
-from domyn_swarm.batch.outcomes.rows import Result
+from domyn_swarm.batch.outcomes.row_outcomes import Result
 from domyn_swarm.batch.run.pending import PendingRows, joined
 from domyn_swarm.batch.run.runner import Sink
 from domyn_swarm.model import Dispatching

@@ -14,7 +14,7 @@ from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.column_values import rows_at
 from domyn_swarm.batch.input.dataset import Dataset
 from domyn_swarm.batch.input.row_keys import DIGEST_BYTES, Digests, RowKeys
-from domyn_swarm.batch.outcomes.rows import Row
+from domyn_swarm.batch.outcomes.row_outcomes import Row
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.outcomes.verdicts import count_verdicts
 

@@ -11,8 +11,8 @@ import msgspec
 
 from domyn_swarm.errors import JobError
 from domyn_swarm.model import listing_tag
-from domyn_swarm.net.errors import NOT_JSON, RequestError
 from domyn_swarm.net.http import HttpClient
+from domyn_swarm.net.request_errors import NOT_JSON, RequestError
 
 _ASK_TIMEOUT_S = 5.0
 _AS_KNOWN = 204

@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from domyn_swarm.batch.outcomes.histograms import SlowRow
-from domyn_swarm.batch.outcomes.rows import (
+from domyn_swarm.batch.outcomes.row_outcomes import (
     OneByOne,
     Result,
     Row,
@@ -36,7 +36,7 @@ from domyn_swarm.batch.run.standing import DEFAULT_LIMIT, FailureLimit
 from domyn_swarm.errors import quantity
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import Accept
-from domyn_swarm.net.errors import RequestError
+from domyn_swarm.net.request_errors import RequestError
 
 _log = get_logger(__name__)
 

@@ -15,13 +15,13 @@ import msgspec
 from typing_extensions import override
 
 from domyn_swarm.batch.background import beside
-from domyn_swarm.batch.outcomes.rows import Row, RowTrace, current_trace
+from domyn_swarm.batch.outcomes.row_outcomes import Row, RowTrace, current_trace
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import Asking, Request, RetryPolicy
+from domyn_swarm.batch.run.direct_replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.gate import ALONE, EndpointGate
 from domyn_swarm.batch.run.replica_names import Names
-from domyn_swarm.batch.run.replicas import ReplicaClient, Replicas
 from domyn_swarm.batch.run.request_json import request_json
 from domyn_swarm.batch.run.standing import ALONE_AFTER, Kind, Suspects, kind_of
 from domyn_swarm.batch.run.steering import (
@@ -34,7 +34,10 @@ from domyn_swarm.batch.run.steering import (
 from domyn_swarm.batch.run.traffic import Connections, Traffic
 from domyn_swarm.batch.run.worth import Worth
 from domyn_swarm.model import Dispatching
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.http import HttpClient, HttpReply, open_client
+from domyn_swarm.net.openai import ClientAddress, OpenAIClient, Transport
+from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply
+from domyn_swarm.net.request_errors import (
     BadReply,
     CannotConnect,
     ConnectionBroken,
@@ -45,9 +48,6 @@ from domyn_swarm.net.errors import (
     error_from_status,
     page_instead,
 )
-from domyn_swarm.net.http import HttpClient, HttpReply, open_client
-from domyn_swarm.net.openai import ClientAddress, OpenAIClient, Transport
-from domyn_swarm.net.replies import ReplyFacts, StreamedReply, read_reply
 
 _R = TypeVar("_R")
 _T = TypeVar("_T")

@@ -20,7 +20,7 @@ from domyn_swarm.batch.checkpoint.index import RowIndex
 from domyn_swarm.batch.input.dataset import BATCH_ROWS, Dataset
 from domyn_swarm.batch.input.key_table import Parts
 from domyn_swarm.batch.input.row_keys import RowKeys, encoded_value
-from domyn_swarm.batch.outcomes.rows import Result, Row, RowValue
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row, RowValue
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.outcomes.verdicts import Reading
 from domyn_swarm.batch.output.ordered_results import ordered_results

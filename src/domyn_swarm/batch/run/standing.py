@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from domyn_swarm.batch.checkpoint.folder import SUSPECTS
-from domyn_swarm.batch.outcomes.rows import Row
+from domyn_swarm.batch.checkpoint.checkpoint_folder import SUSPECTS
+from domyn_swarm.batch.outcomes.row_outcomes import Row
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.errors import TooManyFailures, quantity
 from domyn_swarm.logs import get_logger

@@ -13,11 +13,18 @@ import msgspec
 
 from domyn_swarm.batch.outcomes.tally import Replies, Tally
 from domyn_swarm.batch.run.dispatch import AtReplica, Capacity
-from domyn_swarm.batch.run.limits import MOST_IN_ALL, WINDOW_S, Limits, Loads, ReplicaLoad, Sight
+from domyn_swarm.batch.run.request_limits import (
+    MOST_IN_ALL,
+    WINDOW_S,
+    Limits,
+    Loads,
+    ReplicaLoad,
+    Sight,
+)
 from domyn_swarm.engine_load import EngineLoad, MetricsReader, Reading
 from domyn_swarm.errors import JobError
-from domyn_swarm.net.errors import NOT_JSON, RequestError
 from domyn_swarm.net.http import HttpClient
+from domyn_swarm.net.request_errors import NOT_JSON, RequestError
 
 _T = TypeVar("_T")
 

@@ -17,7 +17,7 @@ from typing_extensions import override
 from domyn_swarm.batch.background import beside, in_thread
 from domyn_swarm.batch.checkpoint.journal import Journal, SyncedSink
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result, Row
+from domyn_swarm.batch.outcomes.row_outcomes import Result, Row
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.link import (
     Alone,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection
 
 from domyn_swarm.batch.outcomes.histograms import Dispatched
 from domyn_swarm.engine_load import MetricsReader
-from domyn_swarm.net.errors import RequestError
 from domyn_swarm.net.http import HttpClient
+from domyn_swarm.net.request_errors import RequestError
 
 _FIRST_S = 1.0  # until the first poll of the engines; then the interval doubles,
 _EVERY_S = 8.0  # up to this

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Literal
 from urllib.parse import quote
 
-from domyn_swarm.cli.top import rows
+from domyn_swarm.cli.top import cells
 from domyn_swarm.model import FailureGroup, Record
 from domyn_swarm.swarm.snapshot import JobList, JobSnapshot, SwarmSnapshot
 
 JOBS_SHOWN = 50  # the newest; `job list` has all
-_JOB_COLUMNS = (*rows.JOB_COLUMNS, "id")
+_JOB_COLUMNS = (*cells.JOB_COLUMNS, "id")
 _FAILURE_COLUMNS = ("rows", "answers", "status", "example row", "example")
 _NO_HISTORY = "The history of the replicas is not available here."
 _MESSAGE_CHARACTERS = 400
@@ -50,7 +50,7 @@ class Page(Record):
 def overview(swarms: Sequence[SwarmSnapshot], jobs: JobList, now: datetime) -> Page:
     """All live swarms, and the newest jobs."""
     table = tuple(
-        Row(cells=rows.swarm_row(swarm, now), href=swarm_path(swarm.name)) for swarm in swarms
+        Row(cells=cells.swarm_row(swarm, now), href=swarm_path(swarm.name)) for swarm in swarms
     )
     note = "" if table else "No swarm is live. Start one with: domyn-swarm up -c FILE"
     return Page(
@@ -59,7 +59,7 @@ def overview(swarms: Sequence[SwarmSnapshot], jobs: JobList, now: datetime) -> P
             Table(
                 title="Swarms",
                 note=note,
-                columns=rows.SWARM_COLUMNS,
+                columns=cells.SWARM_COLUMNS,
                 figures=(2, 3, 4, 5),
                 rows=table,
             ),
@@ -70,19 +70,19 @@ def overview(swarms: Sequence[SwarmSnapshot], jobs: JobList, now: datetime) -> P
 
 def swarm_page(swarm: SwarmSnapshot, charts: Sequence[str], now: datetime) -> Page:
     """One swarm, with its replicas and its newest jobs."""
-    states = Counter(rows.replica_row(replica)[1] for replica in swarm.replicas)
+    states = Counter(cells.replica_row(replica)[1] for replica in swarm.replicas)
     table = Table(
         title="Replicas",
         note=", ".join(f"{count} {state}" for state, count in states.most_common()),
-        columns=rows.REPLICA_COLUMNS,
+        columns=cells.REPLICA_COLUMNS,
         figures=(2, 3, 4, 5, 6),
-        rows=tuple(Row(cells=rows.replica_row(replica)) for replica in swarm.replicas),
+        rows=tuple(Row(cells=cells.replica_row(replica)) for replica in swarm.replicas),
     )
     newest = tuple(reversed(swarm.jobs))
     jobs = _jobs(newest[:JOBS_SHOWN], len(newest[JOBS_SHOWN:]))
     return Page(
         title=swarm.name,
-        lines=(*rows.summary(swarm, now), *([] if charts else [_NO_HISTORY])),
+        lines=(*cells.summary(swarm, now), *([] if charts else [_NO_HISTORY])),
         tables=(jobs, table),
         charts=tuple(charts),
     )
@@ -124,7 +124,7 @@ def _jobs(jobs: Sequence[JobSnapshot], left_out: int, title: str = "Jobs") -> Ta
         columns=_JOB_COLUMNS,
         figures=(2, 3, 4, 5, 6),
         rows=tuple(
-            Row(cells=(*rows.job_row(job), job.job_id), href=f"/jobs/{_word(job.job_id)}")
+            Row(cells=(*cells.job_row(job), job.job_id), href=f"/jobs/{_word(job.job_id)}")
             for job in jobs
         ),
     )
@@ -132,7 +132,7 @@ def _jobs(jobs: Sequence[JobSnapshot], left_out: int, title: str = "Jobs") -> Ta
 
 def _failure(group: FailureGroup) -> tuple[str, ...]:
     return (
-        rows.number(group.rows),
+        cells.number(group.rows),
         f"{group.verdict.value}, kept" if group.kept else group.verdict.value,
         "-" if group.status is None else str(group.status),
         str(group.example_row) if group.example_row >= 0 else "-",

@@ -21,10 +21,10 @@ from domyn_swarm.jobs.builtin.responses import (
 )
 from domyn_swarm.jobs.keywords import PromptKeywords
 from domyn_swarm.model import ReplyVerdict
-from domyn_swarm.net.errors import NOT_IMPLEMENTED, BackPressure, BadReply, RequestError
 from domyn_swarm.net.openai import CHAT_PATH, COMPLETIONS_PATH, EMBEDDINGS_PATH
 from domyn_swarm.net.parameters import COMPLETIONS, EMBEDDINGS
 from domyn_swarm.net.replies import words_of
+from domyn_swarm.net.request_errors import NOT_IMPLEMENTED, BackPressure, BadReply, RequestError
 
 
 class ChatCompletionJob(PromptedJob):

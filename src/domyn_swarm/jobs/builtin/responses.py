@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from domyn_swarm.net.errors import NOT_JSON, BadReply
+from domyn_swarm.net.request_errors import NOT_JSON, BadReply
 
 _Reply = TypeVar("_Reply")
 _Indexed = TypeVar("_Indexed", "Choice", "Text")

@@ -11,8 +11,8 @@ from typing import Any, Literal, Unpack
 from pydantic import BaseModel, ValidationError, create_model
 from typing_extensions import override
 
-from domyn_swarm.batch.outcomes.rows import set_aside_replies
-from domyn_swarm.batch.output.schema import Declared, OutputMismatch, annotation_of, reasons
+from domyn_swarm.batch.outcomes.row_outcomes import set_aside_replies
+from domyn_swarm.batch.output.output_schema import Declared, OutputMismatch, annotation_of, reasons
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.jobs.builtin.json_answers import SeveralAnswers, found_answer, validated
 from domyn_swarm.jobs.builtin.prompted import PromptedJob

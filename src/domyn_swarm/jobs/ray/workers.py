@@ -19,9 +19,9 @@ from domyn_swarm.batch.run.link import Invitation, Link, Report, WorkerListener,
 from domyn_swarm.batch.run.worker_processes import WorkerPlan, WorkerProcess
 from domyn_swarm.errors import JobError, PlatformError
 from domyn_swarm.jobs.linked_worker import work_over
-from domyn_swarm.jobs.program import check_version
-from domyn_swarm.jobs.ray.cluster import fitting_workers, own_host
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.ray.ray_cluster import fitting_workers, own_host
+from domyn_swarm.jobs.worker_program import check_version
+from domyn_swarm.jobs.worker_spec import JobSpec
 
 _START_S = 120.0  # Ray may have to start a process, and import its modules
 _STARTS, _AGAIN_S = 5, 2.0  # Ray takes some seconds to notice a lost node

@@ -46,7 +46,7 @@ def logs(
 
     Example: domyn-swarm logs my-swarm 0 -f
     """
-    from domyn_swarm.services.logs import swarm_logs
+    from domyn_swarm.services.merged_logs import swarm_logs
     from domyn_swarm.services.requests import LogRequest
 
     if sum((of_endpoint, of_watchdog, job is not None)) > 1:

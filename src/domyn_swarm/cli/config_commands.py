@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli.console import ask, interactive, say
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.shared_options import (
     ConfigOption,
     FileArgument,
     Format,

@@ -27,7 +27,8 @@ from domyn_swarm.batch.run.dispatch import Dispatch
 from domyn_swarm.batch.run.plain_requests import is_plain
 from domyn_swarm.batch.run.replica_names import Names
 from domyn_swarm.errors import JobError
-from domyn_swarm.net.errors import (
+from domyn_swarm.net.http import HttpClient, HttpReply
+from domyn_swarm.net.request_errors import (
     CannotConnect,
     ConnectionBroken,
     NobodyThere,
@@ -35,7 +36,6 @@ from domyn_swarm.net.errors import (
     ReplicaLost,
     RequestError,
 )
-from domyn_swarm.net.http import HttpClient, HttpReply
 
 _LOOK_S = 1.0
 _ASK_TIMEOUT_S = 5.0

@@ -10,8 +10,8 @@ import typer
 from domyn_swarm.cli import candidates
 from domyn_swarm.cli.command_tree import Entry, LazyGroup, lazy
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.logs import FollowOption, LinesOption
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.logs_command import FollowOption, LinesOption
+from domyn_swarm.cli.shared_options import (
     ExternalIdOption,
     Format,
     FormatOption,
@@ -190,9 +190,9 @@ def logs(
     Example: domyn-swarm job logs nightly-run -f
     """
     from domyn_swarm.cli.job_views import failed_text
-    from domyn_swarm.cli.logs import print_lines
+    from domyn_swarm.cli.logs_command import print_lines
     from domyn_swarm.services.jobs import JobService
-    from domyn_swarm.services.logs import job_log
+    from domyn_swarm.services.merged_logs import job_log
 
     which = chosen_job(ref, external_id, handle_json)
     printed = print_lines(job_log(which, last_lines=last_lines, follow=follow))

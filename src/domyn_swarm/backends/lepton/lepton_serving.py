@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import (
-    LaunchScripts,
-    PartRecorder,
-    PlatformPart,
-    ServingBackend,
-    ServingHandle,
-)
 from domyn_swarm.backends.checks import Check, ok
 from domyn_swarm.backends.endpoint.view import CollectorView, EndpointAddress, read_address
-from domyn_swarm.backends.lepton import specs, states, streams
+from domyn_swarm.backends.lepton import lepton_states, specs, streams
 from domyn_swarm.backends.lepton.credentials import (
     InWorkspace,
     LaunchedIn,
@@ -29,8 +22,15 @@ from domyn_swarm.backends.lepton.credentials import (
     record_workspace,
     workspace_of,
 )
-from domyn_swarm.backends.lepton.states import Deployment
+from domyn_swarm.backends.lepton.lepton_states import Deployment
 from domyn_swarm.backends.lepton.workspace import Workspace
+from domyn_swarm.backends.protocols import (
+    LaunchScripts,
+    PartRecorder,
+    PlatformPart,
+    ServingBackend,
+    ServingHandle,
+)
 from domyn_swarm.errors import ConfigError, PlatformError, SwarmError
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import SwarmPaths, write_private
@@ -98,7 +98,7 @@ class LeptonServing(InWorkspace, ServingBackend):
 
     @override
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
-        from domyn_swarm.backends.lepton.site_checks import site_checks
+        from domyn_swarm.backends.lepton.lepton_site_checks import site_checks
 
         return site_checks(plan)
 
@@ -138,12 +138,12 @@ class LeptonServing(InWorkspace, ServingBackend):
 
     @override
     def probe(self, handle: ServingHandle) -> Observation:
-        return states.observation(self._deployment(handle))
+        return lepton_states.observation(self._deployment(handle))
 
     @override
     def probe_parts(self, handle: ServingHandle) -> dict[str, Observation]:
         """Every part has the phase of the deployment."""
-        observation = states.observation(self._deployment(handle))
+        observation = lepton_states.observation(self._deployment(handle))
         return {part.platform_id: observation for part in handle.parts}
 
     @override
@@ -156,7 +156,7 @@ class LeptonServing(InWorkspace, ServingBackend):
         if workspace_of(SwarmPaths(Path(handle.swarm_dir))) is None:
             return None
         try:
-            observation = states.observation(self._deployment(handle))
+            observation = lepton_states.observation(self._deployment(handle))
         except SwarmError:  # without an answer the deployment counts as not lost
             return None
         return observation.detail if observation.phase is Phase.STOPPED else None
@@ -179,7 +179,7 @@ class LeptonServing(InWorkspace, ServingBackend):
             return None
         elastic = handle.least_replicas is not None
         return CollectorView(
-            replicas=states.reports(deployment),
+            replicas=lepton_states.reports(deployment),
             taken_at=utc_now(),
             stale_after_s=_STALE_S,
             tag=handle.tag,
@@ -223,7 +223,7 @@ class LeptonServing(InWorkspace, ServingBackend):
         paths.api_key.unlink(missing_ok=True)
 
     def _delete(self, handle: ServingHandle) -> None:
-        from domyn_swarm.backends.lepton.compute import end_job
+        from domyn_swarm.backends.lepton.lepton_compute import end_job
 
         workspace, name = self._workspace_of(handle), specs.deployment_name(handle.tag)
         for job in workspace.jobs_of(handle.tag):

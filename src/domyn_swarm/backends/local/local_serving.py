@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import (
+from domyn_swarm.backends.checks import Check, ok
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
+from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint, build_endpoint_spec
+from domyn_swarm.backends.endpoint.view import read_address
+from domyn_swarm.backends.gpus import HeldGpus, held_gpus
+from domyn_swarm.backends.local import processes
+from domyn_swarm.backends.local.processes import HOST, OnThisHost
+from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
+from domyn_swarm.backends.protocols import (
     ASLEEP,
     LaunchScripts,
     PartRecorder,
@@ -22,14 +30,6 @@ from domyn_swarm.backends.base import (
     ServingHandle,
     refuse_draining,
 )
-from domyn_swarm.backends.checks import Check, ok
-from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint, build_endpoint_spec
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
-from domyn_swarm.backends.endpoint.view import read_address
-from domyn_swarm.backends.gpus import HeldGpus, held_gpus
-from domyn_swarm.backends.local import processes
-from domyn_swarm.backends.local.processes import HOST, OnThisHost
-from domyn_swarm.backends.local.watchdogs import start_watchdog, turn_to_start
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec, copy_watchdog
 from domyn_swarm.errors import PlatformError, PlatformUnavailable, quantity
 from domyn_swarm.model import ProcessId, Reach
@@ -84,7 +84,7 @@ class LocalServing(OnThisHost, OwnEndpoint, ServingBackend):
 
     @override
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
-        from domyn_swarm.backends.local.site_checks import site_checks
+        from domyn_swarm.backends.local.local_site_checks import site_checks
 
         return site_checks(plan)
 
@@ -93,7 +93,7 @@ class LocalServing(OnThisHost, OwnEndpoint, ServingBackend):
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
         """Runs the checks as a process on this machine."""
-        from domyn_swarm.backends.local.site_checks import checks_here
+        from domyn_swarm.backends.local.local_site_checks import checks_here
 
         return checks_here(plan, ctx, wish)
 

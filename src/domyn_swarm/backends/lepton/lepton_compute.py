@@ -9,9 +9,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.backends.job_end import probe_each, read_exit, wait_for_end
-from domyn_swarm.backends.lepton import specs, states, streams
+from domyn_swarm.backends.lepton import lepton_states, specs, streams
 from domyn_swarm.backends.lepton.credentials import (
     Credentials,
     InWorkspace,
@@ -20,6 +19,7 @@ from domyn_swarm.backends.lepton.credentials import (
     workspace_of,
 )
 from domyn_swarm.backends.lepton.workspace import Workspace, WorkspaceJob
+from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_dir, write_private
@@ -151,7 +151,7 @@ def end_job(workspace: Workspace, job: str, *, grace_s: float) -> bool:
 
 
 def _reported_status(job: WorkspaceJob) -> JobStatus | None:
-    return states.job_status(job.state, job.succeeded, job.failed)
+    return lepton_states.job_status(job.state, job.succeeded, job.failed)
 
 
 def _status(handle: JobHandle, job: WorkspaceJob | None) -> JobStatus:

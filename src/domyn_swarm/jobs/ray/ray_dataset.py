@@ -21,9 +21,9 @@ from domyn_swarm.batch.run.worker_processes import WorkerPlan
 from domyn_swarm.data.ray_backend import RayBackend, RayBlocks, blocks_of, got
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.preparation import load_plan
-from domyn_swarm.jobs.ray.cluster import connected
+from domyn_swarm.jobs.ray.ray_cluster import connected
 from domyn_swarm.jobs.ray.workers import ray_workers
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa

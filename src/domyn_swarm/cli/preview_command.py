@@ -9,7 +9,8 @@ import typer
 from domyn_swarm.cli.console import say
 from domyn_swarm.cli.flags import taking_flags
 from domyn_swarm.cli.job_flags import JobFlags
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.rendering import cell_text, print_record, print_table
+from domyn_swarm.cli.shared_options import (
     DetachOption,
     Format,
     FormatOption,
@@ -18,7 +19,6 @@ from domyn_swarm.cli.options import (
     YamlOption,
     chosen_format,
 )
-from domyn_swarm.cli.rendering import cell_text, print_record, print_table
 from domyn_swarm.cli.trials import submitted_if_wanted, tried
 from domyn_swarm.errors import EXIT_FAILED_ROWS, EXIT_OK, quantity
 

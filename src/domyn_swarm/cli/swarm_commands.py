@@ -15,8 +15,8 @@ from domyn_swarm.cli.console import (
     say,
     termination_interrupts,
 )
-from domyn_swarm.cli.logs import logs
-from domyn_swarm.cli.options import (
+from domyn_swarm.cli.logs_command import logs
+from domyn_swarm.cli.shared_options import (
     ConfigOption,
     FileArgument,
     Format,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.backends.job_end import exit_wrapper, probe_each, read_exit, wait_for_end
 from domyn_swarm.backends.local import processes
 from domyn_swarm.backends.local.processes import OnThisHost
+from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.errors import ConfigError, PlatformError, PlatformUnavailable
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, ProcessId, Reach, utc_now
 from domyn_swarm.paths import JobPaths, write_private

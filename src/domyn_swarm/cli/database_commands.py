@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say
-from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
 from domyn_swarm.cli.rendering import Column, moment, print_pairs, print_record, print_table
+from domyn_swarm.cli.shared_options import (
+    Format,
+    FormatOption,
+    JsonOption,
+    YamlOption,
+    chosen_format,
+)
 from domyn_swarm.errors import quantity
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from domyn_swarm.backends.base import LaunchScripts
 from domyn_swarm.backends.endpoint.own_endpoint import build_endpoint_spec
+from domyn_swarm.backends.protocols import LaunchScripts
 from domyn_swarm.backends.slurm.layout import (
     endpoint_script,
     engine_python,

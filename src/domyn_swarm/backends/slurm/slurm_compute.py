@@ -14,8 +14,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.backends.job_end import read_exit, read_tail, wait_for_end
+from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec, job_handle
 from domyn_swarm.backends.slurm.cluster import OnCluster, job_status
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
@@ -24,7 +24,7 @@ from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.queue import is_job, job_name
 from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, explained
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S

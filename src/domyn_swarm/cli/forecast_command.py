@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from domyn_swarm.cli.console import say
-from domyn_swarm.cli.options import Format
 from domyn_swarm.cli.rendering import Column, figure, print_pairs, print_record, print_table
+from domyn_swarm.cli.shared_options import Format
 from domyn_swarm.cli.trials import submitted_if_wanted, tried
 from domyn_swarm.errors import quantity
 from domyn_swarm.model import TimeLeft

@@ -23,7 +23,7 @@ from domyn_swarm.backends.slurm.layout import (
     rehearsal_script,
     slurm_config,
 )
-from domyn_swarm.backends.slurm.states import SlurmJob
+from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.errors import PlatformError, quantity
 from domyn_swarm.paths import write_private
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan

@@ -18,8 +18,8 @@ from textual.widgets import DataTable, Footer, Input, Label, RichLog, Static
 from typing_extensions import override
 
 from domyn_swarm.cli.rendering import colour
-from domyn_swarm.cli.top import rows
-from domyn_swarm.cli.top.rows import Source
+from domyn_swarm.cli.top import cells
+from domyn_swarm.cli.top.cells import Source
 from domyn_swarm.errors import SwarmError, quantity
 from domyn_swarm.model import FailureGroup, utc_now
 from domyn_swarm.swarm.snapshot import JobSnapshot, SwarmSnapshot
@@ -181,7 +181,7 @@ class TopApp(App[None]):
 
     def on_mount(self) -> None:
         """Add the columns and start refreshing."""
-        for table, columns in (("#replicas", rows.REPLICA_COLUMNS), ("#jobs", rows.JOB_COLUMNS)):
+        for table, columns in (("#replicas", cells.REPLICA_COLUMNS), ("#jobs", cells.JOB_COLUMNS)):
             for column in columns:
                 self.query_one(table, DataTable).add_column(column, key=column)
         self.action_refresh()
@@ -210,17 +210,17 @@ class TopApp(App[None]):
     def _show(self, swarm: SwarmSnapshot, now: datetime) -> None:
         self._swarm = swarm
         self.title = swarm.name
-        lines = rows.summary(swarm, now.astimezone(UTC))
+        lines = cells.summary(swarm, now.astimezone(UTC))
         self.query_one("#summary", Static).update(
             "\n".join([f"{swarm.name}  {lines[0]}", *lines[1:]])
         )
         _fill(
             self.query_one("#replicas", DataTable),
-            [(str(replica.index), rows.replica_row(replica)) for replica in swarm.replicas],
+            [(str(replica.index), cells.replica_row(replica)) for replica in swarm.replicas],
         )
         _fill(
             self.query_one("#jobs", DataTable),
-            [(job.job_id, rows.job_row(job)) for job in reversed(swarm.jobs)],
+            [(job.job_id, cells.job_row(job)) for job in reversed(swarm.jobs)],
         )
         self._show_problem("")
         self._show_chosen()
@@ -259,7 +259,7 @@ class TopApp(App[None]):
         grouped_rows, groups = self._failures.get(job.job_id, (0, ()))
         if job.output is not None and job.rows_failed != grouped_rows:
             self.group_failures(job)
-        text.update("\n".join([*lines, *rows.failure_lines(job, groups)]))
+        text.update("\n".join([*lines, *cells.failure_lines(job, groups)]))
 
     @work(thread=True, exclusive=True, group="failures")
     def group_failures(self, job: JobSnapshot) -> None:

@@ -39,7 +39,7 @@ from domyn_swarm.batch.checkpoint.segments import (
     void_path,
 )
 from domyn_swarm.batch.input.row_keys import RowKeys
-from domyn_swarm.batch.outcomes.rows import Result
+from domyn_swarm.batch.outcomes.row_outcomes import Result
 from domyn_swarm.batch.outcomes.verdicts import AsKept, Reading
 from domyn_swarm.errors import CheckpointLost, JobError
 from domyn_swarm.logs import get_logger

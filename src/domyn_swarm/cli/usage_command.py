@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli import candidates
-from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
 from domyn_swarm.cli.rendering import (
     Column,
     print_gap,
@@ -17,6 +16,13 @@ from domyn_swarm.cli.rendering import (
     print_pairs,
     print_record,
     print_table,
+)
+from domyn_swarm.cli.shared_options import (
+    Format,
+    FormatOption,
+    JsonOption,
+    YamlOption,
+    chosen_format,
 )
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from types import FrameType
 
 from domyn_swarm.errors import StateError
 from domyn_swarm.paths import private_dir
-from domyn_swarm.state.schema import NEWEST_REVISION, STATEMENTS
+from domyn_swarm.state.tables import NEWEST_REVISION, STATEMENTS
 
 BUSY_TIMEOUT_S = 15.0
 

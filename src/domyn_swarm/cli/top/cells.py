@@ -11,7 +11,7 @@ from typing_extensions import override
 from domyn_swarm.errors import quantity
 from domyn_swarm.model import FailureGroup, ReplyVerdict, clock_time
 from domyn_swarm.services.jobs import JobService
-from domyn_swarm.services.logs import swarm_logs
+from domyn_swarm.services.merged_logs import swarm_logs
 from domyn_swarm.services.requests import LogRequest
 from domyn_swarm.services.swarms import SwarmService
 from domyn_swarm.swarm.snapshot import JobSnapshot, ReplicaSnapshot, SwarmSnapshot

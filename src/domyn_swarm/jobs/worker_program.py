@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from domyn_swarm import __version__, open_files
 from domyn_swarm.batch.run.session import EndpointAccess, Meter
 from domyn_swarm.errors import ConfigError, JobError, SwarmError
-from domyn_swarm.jobs.spec import JobSpec
+from domyn_swarm.jobs.worker_spec import JobSpec
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, SwarmPaths
 from domyn_swarm.probing import Clock
 
 if TYPE_CHECKING:
-    from domyn_swarm.backends.base import ServingHandle
+    from domyn_swarm.backends.protocols import ServingHandle
 
 
 def read_spec(paths: JobPaths) -> JobSpec:
@@ -215,9 +215,9 @@ class SwarmFate:
         return await asyncio.to_thread(self._reason)
 
     def _reason(self) -> str | None:
-        from domyn_swarm.backends.base import ServingHandle
         from domyn_swarm.backends.endpoint.view import read_ended
         from domyn_swarm.backends.platforms import serving_backend
+        from domyn_swarm.backends.protocols import ServingHandle
 
         try:
             handle = ServingHandle.model_validate(self._serving)

@@ -35,8 +35,8 @@ def top(
             "The live view needs a terminal.",
             hint="In programs, use `domyn-swarm status --json`.",
         )
-    from domyn_swarm.cli.top.app import TopApp
-    from domyn_swarm.cli.top.rows import Services
+    from domyn_swarm.cli.top.cells import Services
+    from domyn_swarm.cli.top.live_view import TopApp
     from domyn_swarm.services.swarms import SwarmService
 
     service = SwarmService()

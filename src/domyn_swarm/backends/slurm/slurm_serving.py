@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from domyn_swarm.backends.base import (
+from domyn_swarm.backends.checks import Check
+from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
+from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint
+from domyn_swarm.backends.protocols import (
     LaunchScripts,
     PartRecorder,
     PlatformPart,
@@ -20,18 +23,9 @@ from domyn_swarm.backends.base import (
     ServingHandle,
     refuse_draining,
 )
-from domyn_swarm.backends.checks import Check
-from domyn_swarm.backends.endpoint.own_endpoint import OwnEndpoint
-from domyn_swarm.backends.endpoint.spec import EndpointSpec
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending, Scheduler
-from domyn_swarm.backends.slurm.folder import (
-    render_scripts,
-    write_endpoint_spec,
-    write_swarm,
-    write_watchdog_specs,
-)
 from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.parts import (
     JobsOfParts,
@@ -43,7 +37,13 @@ from domyn_swarm.backends.slurm.parts import (
 from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, no_log, of_part
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.recovery import comes_back
-from domyn_swarm.backends.slurm.states import LOST, SlurmJob
+from domyn_swarm.backends.slurm.script_files import (
+    render_scripts,
+    write_endpoint_spec,
+    write_swarm,
+    write_watchdog_specs,
+)
+from domyn_swarm.backends.slurm.slurm_states import LOST, SlurmJob
 from domyn_swarm.backends.slurm.step_log import last_end
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, Submissions, warn_of_hidden
 from domyn_swarm.errors import (
@@ -126,7 +126,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         """Runs `sbatch --test-only` for each script, and checks the limits
         that it ignores.
         """
-        from domyn_swarm.backends.slurm.rehearsal import would_take_checks
+        from domyn_swarm.backends.slurm.slurm_rehearsal import would_take_checks
 
         site, self._site = self._site, None
         if (never := _exceeded(plan, site)) is not None:
@@ -142,7 +142,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
     @override
     def checks(self, plan: DeploymentPlan) -> Iterator[Check]:
         from domyn_swarm.backends.slurm.site_answers import SiteAnswers
-        from domyn_swarm.backends.slurm.site_checks import site_checks
+        from domyn_swarm.backends.slurm.slurm_site_checks import site_checks
 
         self._site = SiteAnswers(Slurm())
         return site_checks(plan, self._site)
@@ -152,7 +152,7 @@ class SlurmServing(OnCluster, OwnEndpoint, ServingBackend):
         self, plan: DeploymentPlan, ctx: DeploymentContext, wish: Rehearsal
     ) -> Iterator[Check]:
         """Runs the checks in a job of two minutes."""
-        from domyn_swarm.backends.slurm.rehearsal import RehearsalJob
+        from domyn_swarm.backends.slurm.slurm_rehearsal import RehearsalJob
 
         return RehearsalJob(Slurm(), wish, self._clock).checks(plan, ctx)
 

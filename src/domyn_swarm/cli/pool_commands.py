@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from domyn_swarm.cli.console import confirm, interactive, say, termination_interrupts
-from domyn_swarm.cli.options import Format, FormatOption, JsonOption, YamlOption, chosen_format
+from domyn_swarm.cli.shared_options import (
+    Format,
+    FormatOption,
+    JsonOption,
+    YamlOption,
+    chosen_format,
+)
 from domyn_swarm.errors import EXIT_INTERRUPTED, LaunchError, PlatformError
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from domyn_swarm.backends.endpoint.elastic_platform import Placed
 from domyn_swarm.backends.endpoint.supervision import Platform
 from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.slurm.commands import Slurm
-from domyn_swarm.backends.slurm.compute import SlurmCompute
 from domyn_swarm.backends.slurm.ending import Ending, Scheduler
 from domyn_swarm.backends.slurm.other_nodes import OtherNodes
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.recovery import KilledTask
-from domyn_swarm.backends.slurm.states import BROKEN, LOST
+from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
+from domyn_swarm.backends.slurm.slurm_states import BROKEN, LOST
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S, replicas_per_task
 from domyn_swarm.backends.slurm.task_plan import read_task_plan
 from domyn_swarm.errors import PlatformUnavailable, SubmissionUnknown, SubmitRejected

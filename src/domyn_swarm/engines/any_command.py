@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from domyn_swarm.config.backends import Env
-from domyn_swarm.engines.base import Engine
-from domyn_swarm.engines.options import EngineOptions, parse_options
+from domyn_swarm.engines.engine_options import EngineOptions, parse_options
+from domyn_swarm.engines.engine_protocol import Engine
 from domyn_swarm.engines.patterns import SHARED
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.plan import DeploymentPlan, ServingSpec
