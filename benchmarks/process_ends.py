@@ -25,6 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyreqwest.client  # noqa: F401 - loaded once, for all
+from typing_extensions import override
 
 from domyn_swarm.batch.outcomes.tally import Tally
 from domyn_swarm.batch.run.asking import RetryPolicy
@@ -53,9 +54,11 @@ class _Server(asyncio.Protocol):
     def __init__(self) -> None:
         self._rest = b""
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
+    @override
     def data_received(self, data: bytes) -> None:
         self._rest += data
         while b"\r\n\r\n" in self._rest:

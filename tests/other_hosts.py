@@ -19,7 +19,7 @@ from patience import limit_s
 _VISIT = """
 import importlib, json, os, sys
 from domyn_swarm.cli.app import main
-for name in ("status", "swarms", "jobs", "database", "views"):
+for name in ("status", "swarm_commands", "job_commands", "database_commands", "views"):
     importlib.import_module(f"domyn_swarm.cli.{name}")
 done = []
 for words in json.load(sys.stdin):

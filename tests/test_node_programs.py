@@ -66,7 +66,7 @@ PROGRAMS: Mapping[str, Loads] = {
     "backends.slurm.node_task": Loads(set(), TASK),
     "backends.slurm.endpoint_task": Loads(set(), {*TASK, "backends.endpoint"}),
     "backends.endpoint.smg_process": Loads(set(), {"backends.endpoint"}),
-    "backends.endpoint.program": Loads(
+    "backends.endpoint.endpoint_program": Loads(
         {*AIOHTTP, "msgspec", "psutil"},
         {
             *GROUND,

@@ -148,7 +148,7 @@ def test_sglang_over_several_nodes_is_refused() -> None:
         spec("sglang", gpus_per_replica=8, backend=SLURM)
 
 
-def test_any_command() -> None:
+def test_command() -> None:
     options = {
         "argv": ["serve", "--at", "{host}:{port}", "--model", "{model}"],
         "health_path": "/ping",

@@ -30,29 +30,35 @@ _NO_BUG = frozenset(
 )
 """What disks and systems refuse, whoever asks."""
 COMMANDS = (
-    Entry("up", f"{_CLI}.swarms:up", "Bring a swarm up; print its name."),
-    Entry("wait", f"{_CLI}.swarms:wait", "Wait until a swarm is ready; print its name."),
+    Entry("up", f"{_CLI}.swarm_commands:up", "Bring a swarm up; print its name."),
+    Entry("wait", f"{_CLI}.swarm_commands:wait", "Wait until a swarm is ready; print its name."),
     Entry("status", f"{_CLI}.status:status", "Show a swarm's phase, endpoint, replicas and jobs."),
     Entry(
         "down",
-        f"{_CLI}.swarms:down",
+        f"{_CLI}.swarm_commands:down",
         "Stop swarms, and verify that nothing of them runs any more.",
     ),
     Entry(
-        "scale", f"{_CLI}.swarms:scale", "Have a live swarm run N replicas; print how it stands."
+        "scale",
+        f"{_CLI}.swarm_commands:scale",
+        "Have a live swarm run N replicas; print how it stands.",
     ),
     Entry("endpoint", f"{_CLI}.status:endpoint", "Print where a swarm answers and how to call it."),
     Entry(
         "logs",
-        f"{_CLI}.logs:logs",
+        f"{_CLI}.logs_command:logs",
         "Print the logs of a swarm's replicas, or of its endpoint, its watchdogs or a job.",
     ),
-    Entry("pool", f"{_CLI}.pools:pool_app", "Several swarms from one file."),
-    Entry("init", f"{_CLI}.config_files:init_app", "Write a first configuration or the defaults."),
-    Entry("config", f"{_CLI}.config_files:config_app", "Check configurations; their JSON Schema."),
+    Entry("pool", f"{_CLI}.pool_commands:pool_app", "Several swarms from one file."),
+    Entry(
+        "init", f"{_CLI}.config_commands:init_app", "Write a first configuration or the defaults."
+    ),
+    Entry(
+        "config", f"{_CLI}.config_commands:config_app", "Check configurations; their JSON Schema."
+    ),
     Entry(
         "checkpoints",
-        f"{_CLI}.checkpoints:checkpoints_app",
+        f"{_CLI}.checkpoint_commands:checkpoints_app",
         "Checkpoints of jobs.",
     ),
     Entry(
@@ -74,24 +80,24 @@ COMMANDS = (
     ),
     Entry(
         "top",
-        f"{_CLI}.top.command:top",
+        f"{_CLI}.top.top_command:top",
         "Watch a swarm live: replicas, tokens per second, queue, jobs with rows per second and "
         "ETA.",
     ),
     Entry(
         "dashboard",
-        f"{_CLI}.dashboard.command:dashboard",
+        f"{_CLI}.dashboard.dashboard_command:dashboard",
         "Serve a live page about the swarms of this home, until Ctrl-C; print its URL.",
     ),
     Entry(
         "usage",
-        f"{_CLI}.usage:usage",
+        f"{_CLI}.usage_command:usage",
         "Show what GPUs were used for: by swarm, replica, job and user; swarms that are gone "
         "included.",
     ),
-    Entry("swarm", f"{_CLI}.swarms:swarm_app", "All swarms, and more about one."),
-    Entry("job", f"{_CLI}.jobs:job_app", "Jobs: a dataset through a swarm."),
-    Entry("db", f"{_CLI}.database:db_app", "The state database."),
+    Entry("swarm", f"{_CLI}.swarm_commands:swarm_app", "All swarms, and more about one."),
+    Entry("job", f"{_CLI}.job_commands:job_app", "Jobs: a dataset through a swarm."),
+    Entry("db", f"{_CLI}.database_commands:db_app", "The state database."),
     Entry(
         "version",
         f"{_CLI}.version:version",

@@ -34,7 +34,7 @@ _OTHER_MODULES = (
     ),
     Entry(
         "preview",
-        f"{_CLI}.preview:preview",
+        f"{_CLI}.preview_command:preview",
         "Ask the first rows of a job and show what comes; then submit it, if that is wanted.",
     ),
     Entry(

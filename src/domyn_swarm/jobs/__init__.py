@@ -55,7 +55,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever is exported
-    """Import a public name on its first use: the records of `jobs.spec` must stay cheap."""
+    """Import a public name on its first use: the records of `jobs.worker_spec` must stay cheap."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,1 +1,1 @@
-"""Alembic's scripts, run by `state.database`."""
+"""Alembic's scripts, run by `state.database_file`."""
