@@ -48,6 +48,7 @@ function slurm_job_modify(job, record, partitions, uid)
 end
 """
 _GREEDY = "kept = b'x' * 900_000_000; import time; time.sleep(60)"
+_SHARED = re.compile(rb"Per(?:Account|User|Limit)$")  # of names without QOS or Assoc
 _WAIT_S = 150.0  # a time limit of a minute is looked at twice a minute
 
 
@@ -110,6 +111,7 @@ def record(cluster: SlurmCluster, folder: Path) -> None:
     late = recording.submit("t/late", "sleep 600", "--time=1", "--no-requeue")
     _site(recording)
     _limits(recording)
+    _reasons(recording)
     _past(recording)
     _submissions(recording)
     running = recording.submit("t/running", "sleep 600", "--mem=500M", "--cpus-per-task=2")
@@ -141,9 +143,20 @@ def _limits(recording: Recording) -> None:
     for words in (
         ["add", "qos", "bound", *each, "MaxJobsPerUser=3", "MinTRESPerJob=cpu=2"],
         ["modify", "qos", "bound", "set", "Flags=OverPartQOS", "MaxSubmitJobsPerUser=9"],
-        ["add", "account", "faculty", "GrpTRES=gres/gpu=8"],
+        ["modify", "qos", "bound", "set", "MaxTRESPerAccount=cpu=30", "MaxJobsPerAccount=2"],
+        ["modify", "qos", "bound", "set", "MaxTRESMinsPerJob=cpu=600", "GrpTRESRunMins=cpu=900"],
+        ["modify", "qos", "bound", "set", "MaxSubmitJobsPerAccount=8"],
+        ["add", "account", "faculty", "GrpTRES=gres/gpu=8", "GrpTRESRunMins=cpu=90000"],
         ["add", "account", "research", "parent=faculty"],
-        ["add", "user", user, "account=research", "MaxJobs=4", "MaxWall=1-00:00:00"],
+        [
+            "add",
+            "user",
+            user,
+            "account=research",
+            "MaxJobs=4",
+            "MaxWall=1-00:00:00",
+            "MaxTRESMins=cpu=5000",
+        ],
     ):
         done = recording._cluster.run(*manage, *words)
         assert done.returncode == 0, (words, done)
@@ -154,6 +167,16 @@ def _limits(recording: Recording) -> None:
     recording.ask("association-limits.txt", *show, *of_user, fields)
     of_account = ("associations", "account=faculty", "user=")
     recording.ask("account-limits.txt", *show, *of_account, f"format={','.join(ACCOUNT_FIELDS)}")
+
+
+def _reasons(recording: Recording) -> None:
+    """The names of all limits that a job may wait for: no cluster shows each of them."""
+    [library] = Path("/usr/lib").glob("*/slurm*/libslurmfull.so")
+    names = re.findall(
+        rb"(?<=\0)(?:(?:QOS|Assoc)(?:Max|Min|Grp)|Max)\w+(?=\0)", library.read_bytes()
+    )
+    limits = {one.decode() for one in names if not one.startswith(b"Max") or _SHARED.search(one)}
+    recording.keep("reasons.txt", "".join(f"{one}\n" for one in sorted(limits)))
 
 
 def _past(recording: Recording) -> None:

@@ -63,6 +63,17 @@ def test_resources_as_slurm_writes_them() -> None:
         ({"MaxWall": "00:30:00"}, "60 minutes, and the QoS q gives a job 30 minutes at most"),
         ({"MaxWall": "1-00:00:00"}, None),
         ({"MaxWall": "UNLIMITED"}, None),
+        ({"MaxTRESPA": "gres/gpu=2"}, "gives a job 2 GPUs at most"),
+        ({"MaxTRESMins": "gres/gpu=240"}, None),
+        (
+            {"MaxTRESMins": "gres/gpu=239"},
+            "4 GPUs for 60 minutes, and the QoS q gives a job 239 GPU-m",
+        ),
+        (
+            {"GrpTRESRunMins": "cpu=479,node=60"},
+            "8 CPUs for 60 minutes, and the QoS q gives a job 4",
+        ),
+        ({"GrpTRESRunMins": "billing=1"}, None),  # how a job is billed is the site's affair
     ],
 )
 def test_one_job_against_a_qos(columns: dict[str, str], said: str | None) -> None:
@@ -83,6 +94,26 @@ def test_no_time_limit_is_above_any() -> None:
     [found] = findings(replace(REPLICA, wall_s=math.inf), qos(MaxWall="10:00"))
     assert "no time limit" in found.words
     assert "backend.time_limit" in found.fix
+    [found] = findings(replace(REPLICA, wall_s=math.inf), qos(MaxTRESMins="cpu=1000000"))
+    assert "8 CPUs for no limited time" in found.words
+    assert "backend.time_limit" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ("MaxMemPerNode=UNLIMITED", None),
+        ("MaxMemPerCPU=100", None),
+        ("MaxMemPerNode=64000", None),
+        ("MaxMemPerNode=63999", "64000 MB of memory, and the partition p gives a job 63999 MB"),
+    ],
+)
+def test_the_memory_of_a_partitions_node(shown: str, said: str | None) -> None:
+    found = [*findings(REPLICA, partition_limits(f"PartitionName=p MaxTime=UNLIMITED {shown}"))]
+    assert (said is None) is (found == [])
+    assert all(one.never and str(said) in one.words for one in found)
+    two = replace(REPLICA, tres={**REPLICA.tres, "node": 2.0})  # 32 GB on each
+    assert [*findings(two, partition_limits("PartitionName=p MaxMemPerNode=32000"))] == []
 
 
 @pytest.mark.parametrize(
@@ -92,6 +123,9 @@ def test_no_time_limit_is_above_any() -> None:
         ({"MaxJobsPU": "3"}, False),  # two replicas serve
         ({"MaxJobsPU": "1"}, True),  # none does
         ({"GrpJobs": "1"}, True),
+        ({"MaxJobsPA": "1"}, True),
+        ({"MaxSubmitPA": "4"}, True),
+        ({"MaxTRESPA": "gres/gpu=8"}, False),
         ({"MaxSubmitPU": "5"}, None),
         ({"MaxSubmitPU": "4"}, True),
         ({"GrpTRES": "gres/gpu=8"}, False),
@@ -129,6 +163,7 @@ def test_each_limit_is_taken_where_it_is_defined_first(
 
 def test_what_an_account_gives_to_all_beneath_it() -> None:
     row = {"Account": "top", "ParentName": "root", "GrpJobs": "", "GrpSubmit": "4"}
+    row["GrpTRESRunMins"] = ""
     limits = account_limits({**row, "GrpTRES": "gres/gpu=6"})
     assert [*findings(REPLICA, limits)] == []
     found = [*findings_together((REPLICA, ENDPOINT), limits)]

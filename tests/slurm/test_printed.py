@@ -23,6 +23,12 @@ from domyn_swarm.backends.slurm.allowance import (
     qos_limits,
 )
 from domyn_swarm.backends.slurm.invocation import _UNREACHABLE
+from domyn_swarm.backends.slurm.reasons import (
+    explained,
+    limits_the_group,
+    limits_the_user,
+    never_runs,
+)
 from domyn_swarm.backends.slurm.slurm_states import (
     OwnEnd,
     SlurmJob,
@@ -276,14 +282,33 @@ def test_what_sacctmgr_tells_of_limits(recorded: Path) -> None:
     qos = qos_limits(bound)
     assert qos.job == {"gres/gpu": 2.0, "mem": 8192.0}
     assert qos.least == {"cpu": 2.0}
-    assert qos.shared == ({}, {"cpu": 40.0})
-    assert (qos.wall_s, qos.jobs, qos.submitted) == (5400.0, 3.0, 9.0)
+    assert qos.shared == ({}, {"cpu": 30.0}, {"cpu": 40.0})
+    assert qos.minutes == ({"cpu": 600.0}, {"cpu": 900.0})
+    assert (qos.wall_s, qos.jobs, qos.submitted) == (5400.0, 2.0, 8.0)
     assert not qos.over_partition
     user = association_limits(row_of(ASSOCIATION_FIELDS, recorded, "association-limits"))
     assert (user.name, user.wall_s, user.jobs) == ("your account research", 86_400.0, 4.0)
+    assert user.minutes == ({"cpu": 5000.0}, {})
     account = account_limits(row_of(ACCOUNT_FIELDS, recorded, "account-limits"))
     assert account.shared == ({"gres/gpu": 8.0},)
+    assert account.minutes == ({}, {"cpu": 90_000.0})
     assert account.jobs is None
+
+
+def test_every_limit_that_slurm_names_is_known_for_what_it_is(recorded: Path) -> None:
+    """Of one job, which never runs; of the user's jobs; or of those of a group."""
+    names = [one for one in text(recorded, "reasons").split() if "Submit" not in one]
+    kinds = (never_runs, limits_the_user, limits_the_group)
+    found = {one: [kind for kind in kinds if kind(one)] for one in names}
+    assert {one for one, known in found.items() if len(known) != 1} == set()
+    assert len(names) > 100
+    for name in ("QOSMaxGRESPerJob", "AssocMaxCpuPerNode", "QOSMinGRES", "MaxMemPerLimit"):
+        assert found[name] == [never_runs]
+    for name in ("QOSMaxJobsPerUserLimit", "QOSMaxGRESPerUser", "AssocMaxJobsLimit"):
+        assert found[name] == [limits_the_user]
+    for name in ("QOSGrpGRES", "AssocGrpGRESRunMinutes", "MaxJobsPerAccount", "MaxGRESPerAccount"):
+        assert found[name] == [limits_the_group]
+    assert "change backend.time_limit" in explained("QOSMaxGRESMinutesPerJob", "7")
 
 
 def test_what_scontrol_tells_of_partitions_against_jobs(recorded: Path) -> None:

@@ -106,6 +106,8 @@ def test_an_endpoint_that_replicas_submit_anew_has_not_failed(
         ("QOSMaxWallDurationPerJobLimit", Phase.FAILED),
         ("AssocMaxCpuPerJobLimit", Phase.FAILED),
         ("QOSMinGRES", Phase.FAILED),
+        ("MaxMemPerLimit", Phase.FAILED),
+        ("ReservationInvalid", Phase.FAILED),
         ("launch failed requeued held", Phase.FAILED),
         ("launch_failed_requeued_held", Phase.FAILED),
         ("DependencyNeverSatisfied", Phase.FAILED),
@@ -116,6 +118,7 @@ def test_an_endpoint_that_replicas_submit_anew_has_not_failed(
         ("job requeued in held state", Phase.QUEUED),
         ("job_requeued_in_held_state", Phase.QUEUED),
         ("QOSGrpGRES", Phase.QUEUED),
+        ("MaxGRESPerAccount", Phase.QUEUED),
         ("AReasonOfTheFuture", Phase.QUEUED),
     ],
 )
@@ -183,22 +186,25 @@ def test_a_swarm_that_waits_for_other_jobs_of_its_user_goes_on_waiting(
 def test_a_swarm_that_waits_for_others_of_its_account_goes_on_waiting(
     swarm: ScriptedSwarm,
 ) -> None:
-    say(swarm, {"0": "PENDING", "1": "PENDING"}, "QOSMaxJobsPerAccountLimit")
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, "MaxJobsPerAccount")
     asked = serving(swarm)
     for _ in range(300):
         assert asked.probe(swarm.handle).phase is Phase.QUEUED
         swarm.clock.sleep(1.0)
 
 
+@pytest.mark.parametrize("reason", ["QOSGrpGRES", "MaxGRESPerAccount", "MaxCpuRunMinsPerUser"])
 @pytest.mark.parametrize("never", [True, False])
-def test_a_group_has_what_it_waits_for_or_never_will(swarm: ScriptedSwarm, *, never: bool) -> None:
+def test_a_group_has_what_it_waits_for_or_never_will(
+    swarm: ScriptedSwarm, reason: str, *, never: bool
+) -> None:
     asked: list[float] = []
 
     def exceeded(_plan: object) -> str | None:
         asked.append(swarm.clock.monotonic())
         return "the QoS nogpus gives a job 1 GPU at most" if never else None
 
-    say(swarm, {"0": "PENDING", "1": "PENDING"}, "QOSGrpGRES")
+    say(swarm, {"0": "PENDING", "1": "PENDING"}, reason)
     write_private(swarm.paths.endpoint, EndpointAddress(url="http://n1:1").model_dump_json())
     cluster = swarm.cluster.process()
     prospects = Prospects(cluster, swarm.clock, exceeded)

@@ -32,6 +32,7 @@ PartitionName=short Nodes=ALL MaxTime=5
 PartitionName=theirs Nodes=ALL AllowAccounts=others
 PartitionName=closed Nodes=ALL State=INACTIVE
 PartitionName=fenced Nodes=ALL
+PartitionName=lean Nodes=ALL MaxMemPerNode=200
 """
 QOS = {
     "onegpu": ["MaxTRESPerJob=gres/gpu=1"],
@@ -41,6 +42,10 @@ QOS = {
     "onejob": ["MaxJobsPerUser=1"],
     "twosubmitted": ["MaxSubmitJobsPerUser=2"],
     "large": ["MinTRESPerJob=gres/gpu=4"],
+    "fewtogether": ["MaxTRESPerAccount=gres/gpu=1"],
+    "onetogether": ["MaxJobsPerAccount=1"],
+    "shortgpus": ["MaxTRESMinsPerJob=gres/gpu=60"],
+    "runminutes": ["GrpTRESRunMins=gres/gpu=60"],
     "fence": ["MaxTRESPerJob=gres/gpu=1"],
     "overfence": ["MaxTRESPerJob=gres/gpu=4", "Flags=OverPartQOS"],
 }
@@ -111,6 +116,36 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "the QoS onejob lets your jobs have 1 job running at a time",
         "backend.endpoint.qos",
         "QOSMaxJobsPerUserLimit",
+    ),
+    "lean": (
+        {"partition": "lean", "endpoint": {"mem": "1000M", "cpus_per_task": 1}},
+        "the endpoint asks for 1000 MB of memory, and the partition lean gives a job 200 MB",
+        "backend.endpoint.mem",
+        "MaxMemPerLimit",
+    ),
+    "fewtogether": (
+        {"qos": "fewtogether"},
+        "a replica asks for 2 GPUs, and the QoS fewtogether gives a job 1 GPU at most",
+        "gpus_per_replica",
+        "MaxGRESPerAccount",
+    ),
+    "onetogether": (
+        {"qos": "onetogether"},
+        "the QoS onetogether lets your jobs have 1 job running at a time",
+        "backend.endpoint.qos",
+        "MaxJobsPerAccount",
+    ),
+    "shortgpus": (
+        {"qos": "shortgpus"},
+        "a replica asks for 2 GPUs for 60 minutes, and the QoS shortgpus gives a job 60 GPU-min",
+        "backend.time_limit",
+        "QOSMaxGRESMinutesPerJob",
+    ),
+    "runminutes": (
+        {"qos": "runminutes"},
+        "a replica asks for 2 GPUs for 60 minutes, and the QoS runminutes gives a job 60 GPU-min",
+        "backend.time_limit",
+        "QOSGrpGRESRunMinutes",
     ),
     "large": (
         {"qos": "large"},

@@ -16,13 +16,17 @@ from domyn_swarm.errors import quantity
 QOS_FIELDS = (
     *("Name", "MaxTRES", "MaxTRESPerNode", "MinTRES", "MaxTRESPU", "GrpTRES", "MaxWall"),
     *("MaxJobsPU", "GrpJobs", "MaxSubmitPU", "GrpSubmit", "Flags"),
+    *("MaxTRESPA", "MaxJobsPA", "MaxSubmitPA", "MaxTRESMins", "GrpTRESRunMins"),
 )
 ASSOCIATION_FIELDS = (
     *("Account", "Partition", "DefaultQOS", "MaxTRES", "MaxTRESPerNode", "GrpTRES", "MaxWall"),
-    *("MaxJobs", "GrpJobs", "MaxSubmit", "GrpSubmit"),
+    *("MaxJobs", "GrpJobs", "MaxSubmit", "GrpSubmit", "MaxTRESMins", "GrpTRESRunMins"),
 )
-ACCOUNT_FIELDS = ("Account", "ParentName", "GrpTRES", "GrpJobs", "GrpSubmit")
-_TRES = ("MaxTRES", "MaxTRESPerNode", "MinTRES", "MaxTRESPU", "GrpTRES")
+ACCOUNT_FIELDS = ("Account", "ParentName", "GrpTRES", "GrpJobs", "GrpSubmit", "GrpTRESRunMins")
+_TRES = (
+    *("MaxTRES", "MaxTRESPerNode", "MinTRES", "MaxTRESPU", "MaxTRESPA", "GrpTRES"),
+    *("MaxTRESMins", "GrpTRESRunMins"),
+)
 _SAME = {"MaxJobs": "MaxJobsPU", "MaxSubmit": "MaxSubmitPU"}  # an association's name: a QoS's name
 _NO_LIMITS = ("Name", "Account", "ParentName", "Partition", "DefaultQOS", "Flags")
 _FACTOR = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "": 1.0}
@@ -53,6 +57,7 @@ class Limits:
     node: Mapping[str, float] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
     shared: Sequence[Mapping[str, float]] = ()  # of all jobs of the user, or of the account
+    minutes: Sequence[Mapping[str, float]] = ()  # resources times minutes: what no job may exceed
     wall_s: float | None = None
     jobs: float | None = None  # running at a time
     submitted: float | None = None
@@ -111,10 +116,11 @@ def qos_limits(row: Mapping[str, str], of_partition: str | None = None) -> Limit
         job=tres(row["MaxTRES"]),
         node=tres(row["MaxTRESPerNode"]),
         least=tres(row["MinTRES"]),
-        shared=(tres(row["MaxTRESPU"]), tres(row["GrpTRES"])),
+        shared=(tres(row["MaxTRESPU"]), tres(row["MaxTRESPA"]), tres(row["GrpTRES"])),
+        minutes=_minutes_of(row),
         wall_s=_seconds(row["MaxWall"]),
-        jobs=_least(row["MaxJobsPU"], row["GrpJobs"]),
-        submitted=_least(row["MaxSubmitPU"], row["GrpSubmit"]),
+        jobs=_least(row["MaxJobsPU"], row["MaxJobsPA"], row["GrpJobs"]),
+        submitted=_least(row["MaxSubmitPU"], row["MaxSubmitPA"], row["GrpSubmit"]),
         over_partition="PartitionTimeLimit" in row["Flags"],
     )
 
@@ -127,6 +133,7 @@ def association_limits(row: Mapping[str, str]) -> Limits:
         job=tres(row["MaxTRES"]),
         node=tres(row["MaxTRESPerNode"]),
         shared=(tres(row["GrpTRES"]),),
+        minutes=_minutes_of(row),
         wall_s=_seconds(row["MaxWall"]),
         jobs=_least(row["MaxJobs"], row["GrpJobs"]),
         submitted=_least(row["MaxSubmit"], row["GrpSubmit"]),
@@ -142,9 +149,17 @@ def account_limits(row: Mapping[str, str]) -> Limits:
         name=f"the account {row['Account']}",
         key="backend.account",
         shared=(tres(row["GrpTRES"]),),
+        minutes=_minutes_of(row),
         jobs=_least(row["GrpJobs"]),
         submitted=_least(row["GrpSubmit"]),
     )
+
+
+def _minutes_of(row: Mapping[str, str]) -> tuple[Mapping[str, float], ...]:
+    """Of a job, and of all that run: the second counts what is left of their time limits, so that a
+    job beyond it never runs, and several do one after the other.
+    """
+    return tres(row.get("MaxTRESMins", "")), tres(row["GrpTRESRunMins"])
 
 
 def _seconds(text: str) -> float | None:
@@ -178,9 +193,22 @@ def findings(request: Request, limits: Limits) -> Iterator[Finding]:
                 if key
                 else "Choose another QoS for it: backend.endpoint.qos.",
             )
+    yield from _of_minutes(request, limits)
     if limits.wall_s is not None and request.wall_s > limits.wall_s:
         asked = "no time limit" if request.wall_s == math.inf else _minutes(request.wall_s)
         yield _never(request, limits, asked, _minutes(limits.wall_s), request.keys["wall"])
+
+
+def _of_minutes(request: Request, limits: Limits) -> Iterator[Finding]:
+    """What limits do to one job whose resources are reckoned for as long as it may run."""
+    for name in sorted({name for one in limits.minutes for name in one}):
+        most = min(one[name] for one in limits.minutes if name in one)
+        wanted = request.tres.get(name, 0.0)
+        if wanted and wanted * request.wall_s / 60.0 > most:
+            asked = f"{_amount(name, wanted)} for "
+            asked += "no limited time" if request.wall_s == math.inf else _minutes(request.wall_s)
+            unit = _UNITS.get(name, name).removesuffix("s")
+            yield _never(request, limits, asked, f"{most:g} {unit}-minutes", request.keys["wall"])
 
 
 def findings_together(requests: Iterable[Request], limits: Limits) -> Iterator[Finding]:
@@ -226,9 +254,11 @@ def _never(request: Request, limits: Limits, wanted: str, most: str, key: str) -
     )
 
 
+_UNITS = {"cpu": "CPUs", "mem": "MB of memory", "node": "nodes", "gres/gpu": "GPUs"}
+
+
 def _amount(name: str, value: float) -> str:
-    words = {"cpu": "CPUs", "mem": "MB of memory", "node": "nodes", "gres/gpu": "GPUs"}
-    word = words.get(name, name)
+    word = _UNITS.get(name, name)
     return f"{value:g} {word.removesuffix('s') if value == 1 else word}"
 
 
@@ -271,12 +301,15 @@ def partition_findings(shown: str, account: str | None, qos: str | None) -> Iter
 
 
 def partition_limits(shown: str) -> Limits:
-    """The longest time and the most nodes of a job, from a line of `scontrol show partition`."""
+    """The longest time, the most nodes and the most memory of a node that a job may have, from a
+    line of `scontrol show partition`. Of `MaxMemPerCPU` Slurm makes more CPUs.
+    """
     facts = dict(re.findall(r"(\w+)=(\S+)", shown))
-    nodes = facts.get("MaxNodes", "")
+    nodes, memory = facts.get("MaxNodes", ""), facts.get("MaxMemPerNode", "")
     return Limits(
         name=f"the partition {facts.get('PartitionName', '?')}",
         key="backend.partition",
         job={"node": float(nodes)} if nodes.isdecimal() else {},
+        node={"mem": float(memory)} if memory.isdecimal() else {},
         wall_s=_seconds(facts.get("MaxTime", "")),
     )

@@ -55,12 +55,16 @@ OF_JOB = Keys(  # a detached job runs in the endpoint's partition
 _PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
 # Limits that the user's own jobs share: if only the swarm's endpoint runs, they are too low.
 _PER_USER = re.compile(r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit")
+# Limits that others of the same account share too.
+# Limits of run minutes (`Max…RunMinsPerUser`) are among them: they leave room as time passes.
+_PER_GROUP = re.compile(r"(?:QOS|Assoc)Grp.*|Max\w+Per(?:Account|User)")
 AFTER_ENDPOINT = "Dependency"  # replicas are scheduled once the endpoint's job has started
 _NEVER = {
     "PartitionConfig": "{partition} does not take such a job (its time, its size), user or "
     "account; `domyn-swarm doctor -c FILE` compares them",
     "PartitionTimeLimit": "{time} is above the partition's MaxTime",
     "PartitionNodeLimit": "{partition} gives a job fewer nodes, or no job so few",
+    "MaxMemPerLimit": "{memory} is above the partition's MaxMemPerNode or MaxMemPerCPU",
     "BadConstraints": "no node has what is asked for",
     "InvalidAccount": "{account} cannot be used",
     "InvalidQOS": "{qos} cannot be used",
@@ -68,6 +72,7 @@ _NEVER = {
     "AccountNotAllowed": "{account} cannot be used there",
     "DependencyNeverSatisfied": "what it depends on did not come about: see {preamble}",
     "ReservationDeleted": "its reservation is gone: see {preamble}",
+    "ReservationInvalid": "its reservation cannot be used: see {preamble}",
     "DeadLine": "its deadline has passed: see {preamble}",
 }
 _ASKED = "what is asked for"
@@ -92,7 +97,7 @@ _NOT_PERMITTED = re.compile(
     r"Job's[ _](?:account|QOS)[ _]not[ _]permitted[ _]to[ _]use[ _]this[ _]partition.*", re.I
 )
 _ABOUT = (  # a field of `Keys`, by the words of a reason
-    (re.compile("Wall|Time"), "time"),
+    (re.compile("Wall|Time|Minutes"), "time"),
     (re.compile("GRES|Gres"), "gpus"),
     (re.compile("Cpu|CPU"), "cpus"),
     (re.compile("Mem"), "memory"),
@@ -118,7 +123,7 @@ def limits_the_user(reason: str) -> bool:
 
 def limits_the_group(reason: str) -> bool:
     """Whether it waits for other jobs of its account or QoS, which may hold what it asks for."""
-    return reason.startswith(("QOSGrp", "AssocGrp"))
+    return _PER_GROUP.fullmatch(reason) is not None
 
 
 def explained(reason: str, job: str, keys: Keys = OF_SWARM) -> str:
