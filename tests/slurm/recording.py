@@ -130,6 +130,7 @@ def _site(recording: Recording) -> None:
     for name in ("main", "urgent", "whole", "short", "mine"):
         recording.ask(f"partition-{name}.txt", *show, "partition", name)
     recording.ask("partitions.txt", *show, "partition")
+    recording.keep("partition-none.txt", recording._cluster.run(*show, "partition", "none").stdout)
     recording.ask("sinfo.txt", "sinfo", "--noheader", "--Node", "--format", "%N %T")
     manager = ("sacctmgr", "--noheader", "--parsable2", "show")
     recording.ask("associations.txt", *manager, "associations", "user=root", "format=Account,QOS")
@@ -195,6 +196,8 @@ def _past(recording: Recording) -> None:
 def _submissions(recording: Recording) -> None:
     script = ("--wrap", "sleep 1")
     recording.ask("submitted.txt", "sbatch", "--parsable", *script)
+    more = ("--nodes=2", "--ntasks=1")
+    recording.keep("warned.txt", recording._cluster.run("sbatch", *more, *script).stderr)
     wrong = {
         "partition": ("--partition=nowhere",),
         "memory": ("--mem=900G",),

@@ -126,6 +126,12 @@ def test_which_partitions_give_whole_nodes(recorded: Path) -> None:
     assert whole == {"whole"}  # `mine` keeps other users out, and packs its own jobs
 
 
+def test_a_partition_that_there_is_not_is_told_from_one_that_is_not_shown(recorded: Path) -> None:
+    assert printed.has_no_partition(text(recorded, "partition-none"))
+    assert not printed.has_no_partition(text(recorded, "partitions"))
+    assert not printed.has_no_partition(text(recorded, "unreachable-scontrol-show"))
+
+
 @pytest.mark.parametrize(
     ("shown", "whole"),
     [
@@ -178,6 +184,9 @@ def test_a_refusal_is_told_with_all_that_was_said(
 
 
 def test_a_submission_and_a_rehearsal(recorded: Path) -> None:
+    [warned] = printed.warnings(text(recorded, "warned"))
+    assert warned == "can't run 1 processes on 2 nodes, setting nnodes to 1"
+    assert printed.warnings(text(recorded, "testable")) == ()
     submitted = printed.submitted(text(recorded, "submitted"))
     assert submitted is not None
     assert (submitted[0].isdecimal(), submitted[1]) == (True, "")

@@ -204,6 +204,12 @@ def test_a_node_without_our_programs_says_so(slurm: SlurmCluster, tmp_path: Path
     assert "No module named" in found["node: programs"].detail
 
 
+def test_a_module_that_the_node_does_not_have_is_named(slurm: SlurmCluster, tmp_path: Path) -> None:
+    found, _ = rehearsed(written(tmp_path, backend={"modules": ["cuda/12"]}))
+    assert found["node"].status == "failed"
+    assert "has no `module`, which backend.modules needs" in found["node"].detail
+
+
 def test_a_rehearsal_that_is_not_made_is_not_left_out_silently(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ _JOB_STATE = re.compile(r"\bJobState=(\S+)")
 _RESTARTS = re.compile(r"\bRestarts=(\d+)")
 _NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
 _ERROR = re.compile(r"^[\w.-]+: error: (.*)$")
-_WARNING = re.compile(r"^[\w.-]+: warning: (.*)$")
+_WARNING = re.compile(r"^[\w.-]+: [Ww]arning: (.*)$")  # 22.05 and older write both
 _PROGRAM = re.compile(r"^(?:sbatch|srun|scontrol|squeue|sacct|scancel): (?:error: )?")
 _NOTHING = "it printed nothing"
 _MOST_LINES = 3  # of a message in no known form
