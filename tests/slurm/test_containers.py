@@ -6,14 +6,17 @@ against what the runtime understands, writes it down, and runs the command witho
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from process_list import running
 from slurm.cluster import SlurmCluster
 from slurm.swarms import Up, task
 
@@ -139,12 +142,35 @@ def test_what_is_the_nodes_stays_out(
         assert "--cpus-per-task=4" in told["flags"]
 
 
+def sruns(slurm: SlurmCluster) -> list[list[str]]:
+    """What tasks of this cluster have srun start, in its words."""
+    found = []
+    for one in running():
+        with contextlib.suppress(psutil.Error):
+            told = one.environ()
+            mine = told.get("SLURM_CONF") == slurm.env["SLURM_CONF"] and "SLURM_JOB_ID" in told
+            if mine and Path(one.cmdline()[0]).name == "srun":
+                found.append(one.cmdline())
+    return found
+
+
+def check_cpus(commands: list[list[str]], cpus: int | None) -> None:
+    """Without the option a step has all CPUs of its task, and a program in it may be bound to
+    one.
+    """
+    wanted = [] if cpus is None else [f"--cpus-per-task={cpus}"]
+    assert commands
+    for words in commands:
+        assert [one for one in words if one.startswith("--cpus-per-task")] == wanted
+
+
 @pytest.mark.parametrize("cpus", [None, 4])
 def test_the_step_of_a_container_has_all_cpus_of_its_task(
     up: Up, slurm: SlurmCluster, runtimes: Path, cpus: int | None
 ) -> None:
     backend = {"container": "pyxis"}
     up(replicas=1, image="/images/sim.sif", backend=backend, cpus_per_task=cpus)
+    check_cpus(sruns(slurm), cpus)
     told = task(slurm, 0)
     step = slurm.run("scontrol", "--oneliner", "show", "step", f"{told}.0").stdout
     job = slurm.run("scontrol", "--oneliner", "show", "job", told).stdout
@@ -152,9 +178,12 @@ def test_the_step_of_a_container_has_all_cpus_of_its_task(
     assert re.findall(r"\bCPUs=(\d+)", given[0]) == re.findall(r"\bNumCPUs=(\d+)", job), step
 
 
-def test_a_replica_over_two_nodes_in_containers(up: Up, runtimes: Path) -> None:
+def test_a_replica_over_two_nodes_in_containers(
+    up: Up, slurm: SlurmCluster, runtimes: Path
+) -> None:
     backend = {"container": "apptainer"}
-    up(replicas=1, gpus_per_replica=8, image="/images/sim.sif", backend=backend)
+    up(replicas=1, gpus_per_replica=8, image="/images/sim.sif", backend=backend, cpus_per_task=4)
+    check_cpus(sruns(slurm), 4)
     told = [json.loads(line) for line in runtimes.read_text().splitlines()]
     programs = sorted(Path(one["command"][1]).name for one in told)
     assert programs == ["follower.py", "watchdog.py"]
