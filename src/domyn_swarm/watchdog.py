@@ -242,8 +242,6 @@ def read_key(path: str) -> str:
 def lock_folder() -> str:
     """The folder of this user's locks on this machine. Everybody may write beside it: a name that
     another user created first is left alone.
-
-    Everybody may write beside it: a name that somebody else took first is left to them.
     """
     name = os.path.join(tempfile.gettempdir(), "domyn-swarm-%d" % os.getuid())
     for folder in [name] + ["%s-%d" % (name, number) for number in range(1, 100)]:

@@ -321,8 +321,6 @@ def _own(handle: JobHandle, ids: Sequence[str], jobs: Mapping[str, SlurmJob]) ->
 def _killed_for_memory(paths: JobPaths) -> bool:
     """Whether Slurm wrote to the job's output that it was killed for its memory. Without cgroups
     that is its only sign: the state is FAILED. A step has no state once it is over.
-
-    Without cgroups that is all it tells: the state is FAILED. A step has no state once it is over.
     """
     return any(memory_kill(text) for text in (last_words(paths), read_tail(paths.srun_log)))
 
