@@ -22,11 +22,11 @@ from domyn_swarm.backends.endpoint.elastic import (
     PlaceState,
     decide,
 )
-from domyn_swarm.backends.endpoint.elastic_platform import ElasticPlatform, Placed
 from domyn_swarm.backends.endpoint.elastic_state import ElasticState, read_state
 from domyn_swarm.backends.endpoint.endpoint_spec import ElasticSpec, EndpointSpec
 from domyn_swarm.backends.endpoint.leaving import Leaving
 from domyn_swarm.backends.endpoint.place_requests import PlaceRequests
+from domyn_swarm.backends.endpoint.platform_protocol import ElasticPlatform, Placed
 from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.backends.ledger import note_wanted
 from domyn_swarm.errors import PlatformError

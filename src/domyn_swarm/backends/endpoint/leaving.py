@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 
 from domyn_swarm.backends.endpoint.collector import OVERLAP_S, Collector
-from domyn_swarm.backends.endpoint.elastic_platform import ElasticPlatform
 from domyn_swarm.backends.endpoint.place_requests import PlaceRequests
+from domyn_swarm.backends.endpoint.platform_protocol import ElasticPlatform
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Clock
 
