@@ -5,12 +5,6 @@ only and Python 3.8 syntax: this file is copied next to the engine and runs in w
 engine comes in, with `restart_budget.py` beside it. The program is restarted a second after it
 ends; SIGTERM ends it and this process. `{head}`, `{port}` and `{rank}` in its arguments are
 replaced.
-
-What the nodes of a replica run beside the one that serves (an engine's worker, Ray's). Standard
-library only and Python 3.8 syntax: this file is copied next to the engine and runs in whatever
-image the engine comes in, with `restart_budget.py` beside it. The program is started again a second
-after it ends; SIGTERM ends it and this. In its arguments `{head}`, `{port}` and `{rank}` are filled
-in.
 """
 
 from __future__ import annotations

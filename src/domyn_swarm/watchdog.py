@@ -63,11 +63,11 @@ RETRY_REPORT_S = 1.0
 DRAIN_POLL_S = 0.2
 STOPPED_REPORT_S = 5.0  # how long the report of a requested EXITED is retried
 REPEATED_S = 15.0  # a SIGTERM so soon after another repeats it: schedulers send it again
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20  # within `READS_EVERY_S`; an engine that reads less loads no model
 READS_EVERY_S = 5.0
 LAST_WORDS_S = 60.0  # output from longer before its end does not explain it
 LATE = 2.5  # times `http_timeout`: how long metrics may take when health is late
-SAMPLES_PER_HEARTBEAT = 1.25
+SAMPLES_PER_HEARTBEAT = 1.25  # so that no reported metric is older than a heartbeat
 MOST_FILES = 65_536
 WITHOUT_ENGINE = ("starting", "restarting", "exited", "failed")
 LOG_TAIL_BYTES = 65_536
@@ -242,8 +242,6 @@ def read_key(path: str) -> str:
 def lock_folder() -> str:
     """The folder of this user's locks on this machine. Everybody may write beside it: a name that
     another user created first is left alone.
-
-    Everybody may write beside it: a name that somebody else took first is left to them.
     """
     name = os.path.join(tempfile.gettempdir(), "domyn-swarm-%d" % os.getuid())
     for folder in [name] + ["%s-%d" % (name, number) for number in range(1, 100)]:

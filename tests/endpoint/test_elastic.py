@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from domyn_swarm.backends.endpoint.demand import RowSpeed
 from domyn_swarm.backends.endpoint.elastic import (
     Bounds,
     Decision,
@@ -25,7 +26,6 @@ from domyn_swarm.backends.endpoint.elastic import (
     decide,
 )
 from domyn_swarm.backends.endpoint.elastic_state import ElasticState
-from domyn_swarm.backends.endpoint.row_speed import Speed
 
 WAITING, STARTING, READY, FAILED = PlaceState
 
@@ -265,13 +265,13 @@ def test_where_those_that_stay_are_idle_the_one_with_the_last_rows_stays_instead
 
 
 def test_speed_is_that_of_the_places_that_were_ready() -> None:
-    speed = Speed(window_s=60.0)
+    speed = RowSpeed(window_s=60.0)
     rows = 0.0
     for second in range(200):
-        speed.saw(second, rows, ready=2 if second < 100 else 4)
+        speed.add(second, rows, ready=2 if second < 100 else 4)
         rows += 6.0 if second < 100 else 12.0
     assert speed.rows_per_place_s == pytest.approx(3.0, rel=0.05)
-    speed.saw(201, 0.0, ready=4)  # another job
+    speed.add(201, 0.0, ready=4)  # another job
     assert speed.rows_per_place_s is None
 
 
@@ -332,7 +332,7 @@ class Campaign:
     work_at: float = 0.0
 
     def run(self, most_s: int = 20_000) -> Campaign:
-        chance, speed, measured = random.Random(self.seed), Speed(), None
+        chance, speed, measured = random.Random(self.seed), RowSpeed(), None
         due, last = deque(sorted(self.jobs.items())), 0.0
         while self.now < most_s:
             while due and due[0][0] <= self.now:
@@ -341,7 +341,7 @@ class Campaign:
             self._answer(chance)
             if self.now == int(self.now):
                 at_work = [one for one in self.places.values() if one.ready_at <= self.now]
-                speed.saw(self.now, self.settled, len(at_work))
+                speed.add(self.now, self.settled, len(at_work))
                 self._decide(speed, measured)
                 self.written = self._left(), self.unsent
                 fresh = [one for one in at_work if one.ready_at > last]
@@ -385,7 +385,7 @@ class Campaign:
             idle = sum(not one.busy for one in self.held if one.ready_at <= self.now)
             self.idle_in_tail_s += idle * self.step_s
 
-    def _decide(self, speed: Speed, measured: float | None) -> None:
+    def _decide(self, speed: RowSpeed, measured: float | None) -> None:
         left, unsent = self.written
         self.work_at = self.now if left else self.work_at
         work = Work(rows_left=left, rows_unsent=unsent, quiet_s=self.now - self.work_at)

@@ -15,10 +15,10 @@ import pytest
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import Doorkeeper
-from domyn_swarm.backends.endpoint.elastic_platform import Placed
 from domyn_swarm.backends.endpoint.elastic_state import ElasticState, read_state
 from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.endpoint_spec import ElasticSpec
+from domyn_swarm.backends.endpoint.platform_protocol import Placed
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.batch.background import beside

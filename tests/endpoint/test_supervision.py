@@ -12,7 +12,7 @@ import pytest
 
 from domyn_swarm.backends.endpoint import supervision
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.elastic_platform import Placed
+from domyn_swarm.backends.endpoint.platform_protocol import Placed
 from domyn_swarm.backends.endpoint.router import SmgRouter
 from domyn_swarm.backends.endpoint.supervision import Activity, Supervision
 from domyn_swarm.batch.background import beside

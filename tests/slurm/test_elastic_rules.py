@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domyn_swarm.backends.endpoint.elastic_platform import Placed
+from domyn_swarm.backends.endpoint.platform_protocol import Placed
 from domyn_swarm.backends.slurm.slurm_platform import SlurmPlatform
 from domyn_swarm.errors import PlatformError, PlatformUnavailable, SubmissionUnknown
 from domyn_swarm.probing import Phase

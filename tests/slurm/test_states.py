@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domyn_swarm.backends.slurm.cluster import job_status
+from domyn_swarm.backends.slurm.slurm_compute import job_status
 from domyn_swarm.backends.slurm.slurm_states import SlurmJob, latest, parse_allocation, parse_queue
 from domyn_swarm.model import JobStatus
 from domyn_swarm.probing import Phase

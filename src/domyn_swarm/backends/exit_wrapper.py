@@ -48,7 +48,7 @@ def main(arguments: Sequence[str], umask: int) -> int:
         print(said, file=sys.stderr)  # noqa: T201 - the job's log
     paths = JobPaths(Path(exit_path).parent)
     code = ProgramRun(paths).run(folder, program, umask, limit_s)
-    tell_end(paths)
+    notify_job_end(paths)
     return code
 
 
@@ -175,7 +175,7 @@ def _record(
         print(f"cannot write {path}: {problem}", file=sys.stderr)  # noqa: T201 - the job's log
 
 
-def tell_end(paths: JobPaths) -> None:
+def notify_job_end(paths: JobPaths) -> None:
     """Notify the swarm's webhook, if it has one. The job has ended: from now on signals end this
     process.
     """

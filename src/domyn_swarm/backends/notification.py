@@ -30,8 +30,6 @@ _TRIED_AGAIN = frozenset({408, 425, 429})
 def notify(url_file: Path, event: str, **facts: Any) -> bool:
     """Send `{"schema_version": 1, "event": …, "at": …, …}`; return whether the server accepted it.
     Nothing is sent if the file does not exist. Never raises.
-
-    Nothing is sent where the file does not exist. Never raises.
     """
     try:
         url = url_file.read_text("utf-8").strip()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -18,7 +21,6 @@ from pydantic import (
 from domyn_swarm.config.mistakes import WrongNames
 from domyn_swarm.config.preamble import check_line
 from domyn_swarm.config.section import Section
-from domyn_swarm.config.time_limits import TimeLimit, TimeLimits, TimeRange
 from domyn_swarm.config.units import memory_gb, time_limit_s
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -52,6 +54,42 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
 def _memory(value: str) -> str:
     memory_gb(value)
     return value
+
+
+def _time_limit(value: str) -> str:
+    time_limit_s(value)
+    return value
+
+
+TimeLimit = Annotated[str, AfterValidator(_time_limit)]
+
+
+class TimeRange(Section):
+    """A time limit between two, of which Slurm chooses one as it starts the job."""
+
+    min: TimeLimit = Field(description="shortest time limit with which it may start")
+    max: TimeLimit = Field(description="longest time limit that it may be given")
+
+    @field_validator("min")
+    @classmethod
+    def _is_limited(cls, value: str) -> str:
+        if time_limit_s(value) == float("inf"):
+            raise ValueError("0 means no limit: write the shortest time, such as 1:00:00")
+        return value
+
+    @field_validator("max")
+    @classmethod
+    def _not_less_than_min(cls, value: str, info: ValidationInfo) -> str:
+        least = info.data.get("min")
+        if least is not None and time_limit_s(value) <= time_limit_s(least):
+            raise ValueError(f"{value} is not longer than min ({least})")
+        return value
+
+
+TimeLimits = Annotated[
+    Annotated[TimeLimit, Tag("time")] | Annotated[TimeRange, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, Mapping | TimeRange) else "time"),
+]
 
 
 def _node_memory(value: str) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from domyn_swarm.batch.run.request_json import not_finite
 from domyn_swarm.errors import ConfigError, SwarmError
 from domyn_swarm.jobs.base import SwarmJob
 from domyn_swarm.jobs.shipping import definition_of, importable_name, module_from, source_of
-from domyn_swarm.net.json_numbers import not_finite
 from domyn_swarm.paths import expanded
 
 _BUILT_IN = "domyn_swarm.jobs"

@@ -3,10 +3,6 @@
 `client.chat.completions.create(...)`, `client.completions`, `client.embeddings` and `client.models`
 accept what OpenAI's and vLLM's accept (`extra_body` is merged in unchecked), and their replies have
 the same attributes. `client.openai` is the official client, for everything else.
-
-`client.chat.completions.create(...)`, `client.completions`, `client.embeddings` and `client.models`
-take what OpenAI's and vLLM's take (`extra_body` is merged in, whatever it holds) and their replies
-have the same attributes. `client.openai` is the official client, for who needs the rest.
 """
 
 from __future__ import annotations

@@ -355,7 +355,7 @@ def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
         ) from error
 
 
-def tell_end(record: JobRecord, swarm: LiveSwarm | None) -> None:
+def request_notification(record: JobRecord, swarm: LiveSwarm | None) -> None:
     """Have the job's wrapper notify the swarm's webhook of its end, if the swarm has one."""
     if swarm is None or not swarm.paths.notify_url.exists():
         return

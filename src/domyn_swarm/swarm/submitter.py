@@ -32,9 +32,9 @@ from domyn_swarm.swarm.job_records import (
     endpoint_access,
     keep_key,
     new_record,
+    request_notification,
     script_job,
     swarm_access,
-    tell_end,
 )
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 from domyn_swarm.swarm.submission import give_up_unsubmitted, submit_recorded
@@ -107,7 +107,7 @@ class JobSubmitter:
         record, compute = script_job(request, swarm, new_job_id())
         self._backend(record).check(compute)
         with before_submission(JobPaths(Path(record.job_dir))):
-            tell_end(record, swarm)
+            request_notification(record, swarm)
         handle = submit_recorded(self._store, self._backend(record), record, compute)
         if request.down_after:
             end_after(swarm, handle)
@@ -175,7 +175,7 @@ class JobSubmitter:
             facts.save(paths.input_facts)
             if answers is not None:
                 write_private(paths.asks, str(answers))
-            tell_end(record, swarm)
+            request_notification(record, swarm)
         return submit_recorded(self._store, self._backend(record), record, compute, check)
 
     def _checked_compute(

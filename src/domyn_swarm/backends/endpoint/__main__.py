@@ -9,7 +9,7 @@ from pathlib import Path
 
 from domyn_swarm import logs
 from domyn_swarm.backends.endpoint.endpoint_program import load_spec, main
-from domyn_swarm.backends.endpoint.supervision import Platform
+from domyn_swarm.backends.endpoint.platform_protocol import Platform
 from domyn_swarm.errors import SwarmError
 from domyn_swarm.paths import SwarmPaths
 

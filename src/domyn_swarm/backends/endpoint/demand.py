@@ -1,17 +1,18 @@
-"""The demand on an elastic swarm: rows that its jobs have left, requests of other clients, and
-clients that were rejected and will retry.
+"""The demand on an elastic swarm: rows that its jobs have left, and how fast a place settles them;
+requests of other clients, and clients that were rejected and will retry.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from domyn_swarm.backends.endpoint.collector import Collector
 from domyn_swarm.backends.endpoint.doorkeeper import RETRY_AT_MOST_S, Doorkeeper
 from domyn_swarm.backends.endpoint.elastic import EndingRows, Work
-from domyn_swarm.backends.endpoint.row_speed import Speed
 from domyn_swarm.backends.endpoint.supervision import Activity
 from domyn_swarm.backends.endpoint.use_meter import JobsFolder
 from domyn_swarm.model import JobProgress, utc_now
@@ -119,6 +120,45 @@ class Demand:
             self._awaited_until = -math.inf if came else min(self._awaited_until, until)
 
 
+class _Sample(NamedTuple):
+    at: float
+    rows: float  # settled since the beginning
+    place_s: float  # seconds of places that were ready, since the beginning
+
+
+class RowSpeed:
+    """The rows that one place settles per second, over the last `window_s`."""
+
+    def __init__(self, window_s: float = 60.0, least_s: float = 5.0) -> None:
+        self._window_s = window_s
+        self._least_s = least_s
+        self._samples: deque[_Sample] = deque()
+
+    def add(self, now: float, rows: float, ready: int) -> None:
+        """Add a sample: `rows` settled by `now` (seconds), and `ready` places that serve."""
+        last = self._samples[-1] if self._samples else None
+        if last is not None and rows < last.rows:  # the samples are of other jobs
+            self._samples.clear()
+            last = None
+        place_s = 0.0 if last is None else last.place_s + (now - last.at) * ready
+        self._samples.append(_Sample(now, rows, place_s))
+        while len(self._samples) > 2 and now - self._samples[1].at >= self._window_s:
+            self._samples.popleft()
+
+    def forget(self) -> None:
+        """Drop the samples: other jobs run from now on."""
+        self._samples.clear()
+
+    @property
+    def rows_per_place_s(self) -> float | None:
+        """Over the window; None: too few samples, or no row was settled."""
+        if not self._samples:
+            return None
+        first, last = self._samples[0], self._samples[-1]
+        place_s, rows = last.place_s - first.place_s, last.rows - first.rows
+        return rows / place_s if place_s >= self._least_s and rows > 0 else None
+
+
 class _Jobs:
     """What the swarm's jobs have left, from the progress files of their workers. A job whose worker
     has not written for a while, by this machine's clock, counts as not running.
@@ -129,7 +169,7 @@ class _Jobs:
         self._clock = clock
         self._changed_at: dict[str, tuple[object, float]] = {}
         self._names: frozenset[str] = frozenset()
-        self.speed = Speed()
+        self.speed = RowSpeed()
         self.left = self.unsent = self.in_flight = 0
         self.ending: tuple[EndingRows, ...] = ()
         self.known = self.unknown = False  # a job runs; the rows of one are not known yet
@@ -143,7 +183,7 @@ class _Jobs:
             self.speed.forget()
         if under_way:
             settled = sum(one.rows_done - one.rows_resumed for one in under_way.values())
-            self.speed.saw(now, settled, ready)
+            self.speed.add(now, settled, ready)
         sized = [one for one in under_way.values() if one.rows_total is not None]
         self.known = bool(sized)
         self.unknown = len(sized) < len(under_way)

@@ -22,6 +22,7 @@ from domyn_swarm.backends.endpoint.doorkeeper import HOST as DOOR_HOST
 from domyn_swarm.backends.endpoint.doorkeeper import RUNNER, Doorkeeper
 from domyn_swarm.backends.endpoint.elasticity import Elasticity
 from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
+from domyn_swarm.backends.endpoint.platform_protocol import Platform
 from domyn_swarm.backends.endpoint.router import (
     Admission,
     Router,
@@ -30,7 +31,7 @@ from domyn_swarm.backends.endpoint.router import (
     files_needed,
 )
 from domyn_swarm.backends.endpoint.scraping import SwarmMetrics
-from domyn_swarm.backends.endpoint.supervision import Activity, Platform, RouterFigures, Supervision
+from domyn_swarm.backends.endpoint.supervision import Activity, RouterFigures, Supervision
 from domyn_swarm.errors import StateError
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import SwarmPaths, private_dir

@@ -1,15 +1,17 @@
-"""Whether clients use the endpoint, and the requests that its router has counted."""
+"""Looks after a swarm from its endpoint program: replaces lost replicas, reports once that all have
+failed, and ends a swarm that nobody uses.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from domyn_swarm import claims
 from domyn_swarm.backends.endpoint.collector import Collector
-from domyn_swarm.backends.endpoint.elastic_platform import ElasticPlatform
 from domyn_swarm.backends.endpoint.endpoint_spec import EndpointSpec
+from domyn_swarm.backends.endpoint.platform_protocol import Platform
 from domyn_swarm.backends.endpoint.view import Ended
 from domyn_swarm.backends.notification import notify
 from domyn_swarm.errors import PlatformError
@@ -62,34 +64,8 @@ _LOOK_S = 2.0
 _AFTER_JOBS_S = 15.0  # without a request, once the jobs that the swarm was kept for are over
 
 
-class Platform(ElasticPlatform, Protocol):
-    """The platform's operations for the endpoint program. Called from threads."""
-
-    def replace_lost(self, replicas: Collection[int]) -> Sequence[int]:
-        """Resubmit every replica that has neither a running nor a pending job, unless it failed
-        permanently. Return the replicas that are given up from now on, whatever they reported last.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
-
-    def job_over(self, handle: JobHandle) -> bool:
-        """Whether a job has ended.
-
-        Raises:
-            PlatformError: the platform cannot be asked.
-        """
-
-    def end_rest(self) -> None:
-        """End all jobs and replicas of the swarm; verify. Idempotent.
-
-        Raises:
-            PlatformError: something still runs.
-        """
-
-
 class Supervision:
-    """Checks every two seconds. `activity` asks the router."""
+    """Checks the swarm every two seconds. `activity` asks the router."""
 
     def __init__(
         self,
@@ -105,7 +81,7 @@ class Supervision:
         now = asyncio.get_running_loop().time()
         self._idleness = Idleness(now)
         self._unusable_at = now  # the last time at which no replica was at work
-        self._failure_told = False
+        self._failure_reported = False
 
     async def run(self) -> None:
         """Return when the swarm has ended itself, after recording why."""
@@ -127,7 +103,7 @@ class Supervision:
         if not self._collector.all_serve():  # else there is nothing to ask the platform for
             lost = await asyncio.to_thread(self._platform.replace_lost, wanted)
             self._collector.give_up(lost)
-        await self._tell_failure(spec)
+        await self._report_failure(spec)
         reason = await self._reason_to_end(spec.idle_timeout_s, asleep=not wanted)
         if reason is None:
             return False
@@ -135,21 +111,21 @@ class Supervision:
         await asyncio.to_thread(self._platform.end_rest)
         ended = Ended(tag=spec.tag, reason=reason, at=utc_now())
         await asyncio.to_thread(write_private, self._paths.ended, ended.model_dump_json())
-        await self._tell("swarm_ended", reason)
+        await self._notify("swarm_ended", reason)
         return True
 
-    async def _tell_failure(self, spec: EndpointSpec) -> None:
-        """Record once that no replica will serve again; while `up` waits it reports that itself."""
+    async def _report_failure(self, spec: EndpointSpec) -> None:
+        """Notify the webhook once that no replica will serve again; `up` does it while it waits."""
         reasons = self._collector.failures()
         launching = claims.is_held(self._paths.launcher(spec.tag))
         if not reasons or len(reasons) < len(self._collector.wanted):
             return
-        if self._failure_told or launching:
+        if self._failure_reported or launching:
             return
-        self._failure_told = True
-        await self._tell("swarm_failed", f"all replicas failed: {reasons[0]}")
+        self._failure_reported = True
+        await self._notify("swarm_failed", f"all replicas failed: {reasons[0]}")
 
-    async def _tell(self, event: str, message: str) -> None:
+    async def _notify(self, event: str, message: str) -> None:
         name = self._paths.root.name
         url_file = self._paths.notify_url
         await asyncio.to_thread(notify, url_file, event, swarm=name, message=message)

@@ -1,6 +1,4 @@
-"""The cluster that Slurm jobs run on, and what Slurm's states mean for a job. Our programs on the
-nodes use the states only.
-"""
+"""The cluster that Slurm jobs run on, and whether it can be asked from here."""
 
 from __future__ import annotations
 
@@ -11,9 +9,8 @@ from typing_extensions import override
 
 from domyn_swarm.backends.protocols import Located
 from domyn_swarm.backends.slurm.ending import Scheduler
-from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.errors import CommandMissing
-from domyn_swarm.model import JobStatus, Location, Reach
+from domyn_swarm.model import Location, Reach
 
 
 class OnCluster(Located):
@@ -37,24 +34,3 @@ class OnCluster(Located):
             return Reach.ELSEWHERE
         same = (location.kind, location.name) == ("cluster", here)
         return Reach.HERE if same else Reach.ELSEWHERE
-
-
-_JOB_ENDS = {
-    "COMPLETED": JobStatus.SUCCEEDED,
-    "CANCELLED": JobStatus.CANCELLED,
-    "PREEMPTED": JobStatus.PREEMPTED,
-    "NODE_FAIL": JobStatus.LOST_NODE,
-    "BOOT_FAIL": JobStatus.LOST_NODE,
-    "TIMEOUT": JobStatus.TIMED_OUT,
-    "DEADLINE": JobStatus.TIMED_OUT,
-    "OUT_OF_MEMORY": JobStatus.OUT_OF_MEMORY,
-}
-
-
-def job_status(job: SlurmJob) -> JobStatus:
-    """The state of a job that left no exit record."""
-    if job.waiting:
-        return JobStatus.PENDING
-    if job.over:
-        return _JOB_ENDS.get(job.state, JobStatus.FAILED)
-    return JobStatus.RUNNING

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from domyn_swarm.backends.exit_wrapper import ProgramRun, tell_end
+from domyn_swarm.backends.exit_wrapper import ProgramRun, notify_job_end
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.job_runs import (
     ComesBack,
@@ -75,7 +75,7 @@ class JobTask:
             running.record(code, timed_out=False)
         if self._goes_on(code, runs, running, told):
             return code
-        tell_end(paths)
+        notify_job_end(paths)
         return code
 
     def _slurm_id(self) -> str:
@@ -146,7 +146,7 @@ def _end_at_once(runs: JobRuns, running: ProgramRun, paths: JobPaths) -> int:
         return 0
     code = JobError.exit_code if runs.over == "fruitless" else 128 + signal.SIGTERM
     running.record(code, timed_out=runs.over == "stop_after")
-    tell_end(paths)
+    notify_job_end(paths)
     return code
 
 

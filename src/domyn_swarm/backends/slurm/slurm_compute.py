@@ -16,14 +16,14 @@ from typing_extensions import override
 
 from domyn_swarm.backends.job_end import read_exit, read_tail, wait_for_end
 from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec, job_handle
-from domyn_swarm.backends.slurm.cluster import OnCluster, job_status
+from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.job_runs import JobRuns, cancelled_word, last_words, slurm_ids
-from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.queue import is_job, job_name
 from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, explained
+from domyn_swarm.backends.slurm.script_contents import job_script
 from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
@@ -316,6 +316,27 @@ def _own(handle: JobHandle, ids: Sequence[str], jobs: Mapping[str, SlurmJob]) ->
         if one in jobs and ("." not in one or jobs[one].comment == job_name(handle.job_id))
     ]
     return next((one for one in known if not one.over), known[-1] if known else None)
+
+
+_JOB_ENDS = {
+    "COMPLETED": JobStatus.SUCCEEDED,
+    "CANCELLED": JobStatus.CANCELLED,
+    "PREEMPTED": JobStatus.PREEMPTED,
+    "NODE_FAIL": JobStatus.LOST_NODE,
+    "BOOT_FAIL": JobStatus.LOST_NODE,
+    "TIMEOUT": JobStatus.TIMED_OUT,
+    "DEADLINE": JobStatus.TIMED_OUT,
+    "OUT_OF_MEMORY": JobStatus.OUT_OF_MEMORY,
+}
+
+
+def job_status(job: SlurmJob) -> JobStatus:
+    """The state of a job that left no exit record."""
+    if job.waiting:
+        return JobStatus.PENDING
+    if job.over:
+        return _JOB_ENDS.get(job.state, JobStatus.FAILED)
+    return JobStatus.RUNNING
 
 
 def _killed_for_memory(paths: JobPaths) -> bool:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from domyn_swarm.backends.endpoint.elastic_platform import Placed
-from domyn_swarm.backends.endpoint.supervision import Platform
+from domyn_swarm.backends.endpoint.platform_protocol import Placed, Platform
 from domyn_swarm.backends.job_end import read_exit
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending, Scheduler

@@ -9,16 +9,6 @@
 
 The folder lies in the store of all jobs with the same requests, outside every swarm, so that
 another swarm continues after the last swarm's time limit.
-
-    lease-<generation>.json                            who asks
-    <generation>-<writer>-<sequence>.journal|.segment  results
-    run-<generation>.json                              what that run did and cost
-    <generation>.void                                  the errors of this run do not count
-    suspects.txt                                       rows in flight as engines died
-    job.json, hidden.json                              see `job_store`
-
-It lies in the store of all jobs with the same requests, outside every swarm, so that another swarm
-goes on where the last one's time ended.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ runs, and requests are put back to be computed again: by the engine's own gauges
 
 from __future__ import annotations
 
-from domyn_swarm.batch.run.limit_levels import LEAST, Level
-from domyn_swarm.batch.run.throughput_search import RACE_WORTH_IT
+from domyn_swarm.batch.run.throughput_search import LEAST, RACE_WORTH_IT, Level
 from domyn_swarm.engine_load import EngineLoad
 
 _KV_FADES = 0.95  # with each window, the most of it that was used

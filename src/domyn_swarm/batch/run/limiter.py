@@ -23,8 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from domyn_swarm.batch.run.kv_cliff import KvCliff
-from domyn_swarm.batch.run.limit_levels import LEAST
-from domyn_swarm.batch.run.throughput_search import RACE, ThroughputSearch
+from domyn_swarm.batch.run.throughput_search import LEAST, RACE, ThroughputSearch
 from domyn_swarm.engine_load import EngineLoad
 
 FIRST_LIMIT = 64

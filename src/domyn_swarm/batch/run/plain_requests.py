@@ -7,13 +7,6 @@ that they do not allow (ranges, roles, token ids, whole paths), rounds numbers t
 defaults. So these forms are not all that it could forward, but the few common ones that were
 verified to arrive unchanged: every other request goes directly to a replica, where nothing can
 change it.
-
-smg 1.13.0 reads requests into types of its own and writes them anew. Measured with a server that
-keeps what it gets, field by field (the table is in `docs/client.md`): it drops what its types do
-not have (keys of messages, of their parts and of tools, options of embeddings), refuses what they
-do not allow (ranges, roles, token ids, whole paths), rounds numbers to 32 bits, and adds defaults.
-So these forms are not all that it could pass, but the little that is common and was seen to arrive
-whole: what does not fit goes straight to a replica, where nothing can change it.
 """
 
 from __future__ import annotations

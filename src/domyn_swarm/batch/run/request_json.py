@@ -1,14 +1,14 @@
-"""Serialises a request to JSON."""
+"""Serialises a request to JSON, and says which of its numbers JSON has no form for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from domyn_swarm.batch.column_values import json_of
-from domyn_swarm.net.json_numbers import not_finite
 
 _encoder = msgspec.json.Encoder(enc_hook=json_of)
 
@@ -25,3 +25,18 @@ def request_json(body: Mapping[str, Any]) -> bytes:
     if b"null" in encoded and (place := not_finite(body)) is not None:
         raise ValueError(f"{place} of the request is no finite number, and JSON has no others")
     return encoded
+
+
+def not_finite(value: object, place: str = "") -> str | None:
+    """Where in a value a number is infinite or not a number, as `messages[0].content`, below
+    `place`; None: nowhere.
+    """
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place
+    inside: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = ((f"{place}.{name}" if place else str(name), one) for name, one in value.items())
+    elif isinstance(value, list | tuple):
+        inside = ((f"{place}[{at}]", one) for at, one in enumerate(value))
+    found = (not_finite(one, inner) for inner, one in inside)
+    return next((one for one in found if one is not None), None)

@@ -11,9 +11,10 @@ fastest limit of all is remembered, and gone back to from a higher one that turn
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from domyn_swarm.batch.run.limit_levels import LEAST, Level
-
+LEAST = 1
+"""No limit is less."""
 RACE = 2.0  # how fast it climbs until it has met the knee for the first time,
 RACE_WORTH_IT = 0.1  # and the share of the added concurrency that must come back as throughput
 _COSTS_NOTHING = 0.05  # of the throughput
@@ -25,6 +26,7 @@ _FEW = 30  # requests: with less in flight any step is a large one
 _WORTH_IT = 0.1
 _SLOWER = 0.92  # of the throughput, with more in flight: a cliff
 _SLOWER_WINDOWS = 2  # in a row
+_NEWEST_COUNTS = 0.25  # of a limit's worth at least
 _NOISE = 0.97  # of its throughput may be missing
 _FORGETS = 0.99  # how the fastest fades with each window: what is asked changes
 _PLAINLY = 0.75  # of the answers: so few are plain before a window is over,
@@ -33,6 +35,20 @@ _LATENCIES = 1.5  # but not before what was under way has been answered
 _CHANGED = 0.75  # of what the kept limit is worth: something else is asked, or less is there
 _LOOK_AGAIN = 2  # windows at rest before the next look around,
 _LOOK_AGAIN_MOST = 16  # twice as many each time that it changed nothing
+
+
+@dataclass
+class Level:
+    """What one limit is worth: its throughput, the newest windows counting most."""
+
+    limit: int
+    rate: float = 0.0
+    windows: int = 0
+
+    def add(self, rate: float) -> None:
+        """Add the throughput of a window at this limit."""
+        self.windows += 1
+        self.rate += max(_NEWEST_COUNTS, 1 / self.windows) * (rate - self.rate)
 
 
 class ThroughputSearch:
