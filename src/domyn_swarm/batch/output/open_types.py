@@ -18,7 +18,7 @@ from domyn_swarm.batch.column_values import (
     json_values,
     python_values,
 )
-from domyn_swarm.batch.input.csv_files import ARROW_TYPES, CellShape, as_array
+from domyn_swarm.batch.input.cell_types import ARROW_TYPES, CellShape, as_array
 from domyn_swarm.batch.input.reading import CellType
 
 _EXACT = 1 << 53  # integers up to here are exact as floats, beyond it only some
