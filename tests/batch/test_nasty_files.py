@@ -110,6 +110,36 @@ def test_any_json_is_sent_and_written_as_it_is(bench: Any, values: list[Any]) ->
     assert written == [line[:-1] + more for line, more in zip(lines, answers, strict=True)]
 
 
+NUMBER = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?[0-2]?[0-9]{1,2})?", fullmatch=True
+)
+
+
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(NUMBER, min_size=60, max_size=60))
+def test_any_number_is_asked_and_written_as_it_stands(bench: Any, numbers: list[str]) -> None:
+    """No two that are written in two ways share a request, though equal ones do."""
+    lines = [f'{{"v": {number}, "l": [{number}]}}' for number in numbers]
+    (bench.folder / "in.jsonl").write_text("\n".join(lines))
+    bench.server.behave = lambda _prompt, _nth: Answer(text="ok")
+    bench.server.bodies.clear()
+    spec = bench.spec(
+        job="domyn_swarm.jobs:TemplateJob",
+        input=str(bench.folder / "in.jsonl"),
+        output=str(bench.folder / "out.jsonl"),
+        input_columns=(),
+        job_kwargs={"prompt": "{{ v }} {{ l }}"},
+        dedup="always",
+        checkpointing=False,
+    )
+    assert main([str(bench.job_folder(spec))]) == 0
+    asked = [body["messages"][0]["content"] for body in bench.server.bodies]
+    shown = ["0" if number == "-0" else number for number in numbers]  # as Python has it
+    assert sorted(asked) == sorted({f"{number} [{number}]" for number in shown})
+    written = (bench.folder / "out.jsonl").read_text().splitlines()
+    assert written == [line[:-1] + ',"answer":"ok"}' for line in lines]
+
+
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(CELL, CELL), min_size=60, max_size=60))
 def test_any_csv_is_asked_and_written_cell_for_cell(

@@ -10,7 +10,13 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from domyn_swarm.batch.column_values import JSON, array, json_array, text_array
+from domyn_swarm.batch.column_values import (
+    JSON,
+    array,
+    json_array,
+    keeps_digits,
+    text_array,
+)
 from domyn_swarm.batch.input.reading import CellType
 
 ARROW_TYPES: dict[CellType, pa.DataType] = {
@@ -23,7 +29,7 @@ ARROW_TYPES: dict[CellType, pa.DataType] = {
 _INT = re.compile(r"[+-]?\d+", re.ASCII)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.IGNORECASE)
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
-_WHOLE = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
+_WHOLE = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?", re.ASCII)
 _MOST_DIGITS = 19  # of a 64-bit integer
 _EXACT = 2**53  # up to here every integer is exact as a float
@@ -93,6 +99,7 @@ class CellShape:
         self._largest = 0  # of the integers, without their signs
         self._beyond_int = False
         self._beyond_float = False
+        self._loses_digits = False
 
     def add(self, cell: str | None) -> None:
         """Add a cell; an empty cell is ignored."""
@@ -107,6 +114,9 @@ class CellShape:
         elif _FRACTION.fullmatch(cell):
             self._seen.add("float")
             self._beyond_float = self._beyond_float or is_beyond_float(cell)
+            self._loses_digits = self._loses_digits or not (
+                self._beyond_float or keeps_digits(cell)
+            )
         else:
             self._seen.add("bool" if cell in {"true", "false", "True", "False"} else "text")
 
@@ -127,6 +137,8 @@ class CellShape:
             return "it holds whole numbers beyond 64 bits"
         if self._beyond_float:
             return "it holds numbers beyond 10^308"
+        if self._loses_digits:
+            return "it holds fractions that would lose digits as numbers"
         if self._largest > _EXACT and "float" in self._seen:
             return "it holds fractions, and whole numbers that would lose digits as such"
         return None

@@ -12,10 +12,13 @@ import pyarrow.parquet as pq
 
 from domyn_swarm.batch.column_values import (
     JSON,
+    WrittenFloat,
     array,
     is_json,
     json_array,
     json_values,
+    keeps_digits,
+    may_lose_digits,
     python_values,
 )
 from domyn_swarm.batch.input.cell_types import ARROW_TYPES, CellShape, as_array
@@ -71,6 +74,8 @@ class Shape:
             self._check_numbers()
         elif isinstance(value, float):
             self._be("numbers")
+            if isinstance(value, WrittenFloat) and not keeps_digits(value.text):
+                raise NoType(f"it holds {value.text:.40}, which would lose digits as a number")
             self.fractions = True
             self._check_numbers()
         elif isinstance(value, list):
@@ -190,7 +195,8 @@ class OpenTypes:
     def look(self, batch: pa.RecordBatch) -> None:
         """Add the values of a batch that has the columns."""
         for name, shape in self._shapes.items():
-            for value in () if shape.why else json_values(batch.column(name)):
+            column = batch.column(name)
+            for value in () if shape.why else json_values(column, written=may_lose_digits(column)):
                 shape.add(value)
         for name, cells in self._cells.items():
             for cell in batch.column(name).to_pylist():
