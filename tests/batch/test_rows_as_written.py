@@ -15,6 +15,7 @@ import pytest
 
 from domyn_swarm.batch.inspection.results import export
 from domyn_swarm.batch.output.manifest import manifest_path, read_manifest
+from domyn_swarm.batch.output.open_types import Shape
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.ends import opened_results, verify_output
 from domyn_swarm.jobs.preparation import prepare
@@ -307,6 +308,10 @@ def test_a_key_of_its_own_in_each_row_is_no_burden(rows: Rows) -> None:
     rows.run("in.jsonl", "out.parquet")
     table = pq.read_table(rows.folder / "out.parquet")
     assert table["scores"].to_pylist()[7] == '{"doc-7": 0.5}'
+    shape = Shape()
+    for number in range(50):
+        shape.add({f"doc-{number}": 0.5})
+        assert len(shape.fields) == (number == 0)  # what is kept does not grow with the rows
 
 
 def test_results_of_any_shape_can_be_exported_and_read(rows: Rows) -> None:
