@@ -13,7 +13,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from domyn_swarm.batch.column_values import json_texts, python_values
@@ -26,6 +26,12 @@ from model_server import Answer
 
 # `tmp_path` is one folder for all examples: each writes the same file anew.
 examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Each example is a job: a smaller one is not looked for, which takes minutes.
+whole_jobs = settings(
+    max_examples=3,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -90,7 +96,7 @@ def test_whatever_json_writes_is_that_rows_own(tmp_path: Path, rows: list[dict[s
     assert texts == ascii_too
 
 
-@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@whole_jobs
 @given(st.lists(JSON, min_size=60, max_size=60))
 def test_any_json_is_sent_and_written_as_it_is(bench: Any, values: list[Any]) -> None:
     lines = [json.dumps({"prompt": f"p{n}", "v": value}) for n, value in enumerate(values)]
@@ -110,7 +116,37 @@ def test_any_json_is_sent_and_written_as_it_is(bench: Any, values: list[Any]) ->
     assert written == [line[:-1] + more for line, more in zip(lines, answers, strict=True)]
 
 
-@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NUMBER = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?[0-2]?[0-9]{1,2})?", fullmatch=True
+)
+
+
+@whole_jobs
+@given(st.lists(NUMBER, min_size=60, max_size=60))
+def test_any_number_is_asked_and_written_as_it_stands(bench: Any, numbers: list[str]) -> None:
+    """No two that are written in two ways share a request, though equal ones do."""
+    lines = [f'{{"v": {number}, "l": [{number}]}}' for number in numbers]
+    (bench.folder / "in.jsonl").write_text("\n".join(lines))
+    bench.server.behave = lambda _prompt, _nth: Answer(text="ok")
+    bench.server.bodies.clear()
+    spec = bench.spec(
+        job="domyn_swarm.jobs:TemplateJob",
+        input=str(bench.folder / "in.jsonl"),
+        output=str(bench.folder / "out.jsonl"),
+        input_columns=(),
+        job_kwargs={"prompt": "{{ v }} {{ l }}"},
+        dedup="always",
+        checkpointing=False,
+    )
+    assert main([str(bench.job_folder(spec))]) == 0
+    asked = [body["messages"][0]["content"] for body in bench.server.bodies]
+    shown = ["0" if number == "-0" else number for number in numbers]  # as Python has it
+    assert sorted(asked) == sorted({f"{number} [{number}]" for number in shown})
+    written = (bench.folder / "out.jsonl").read_text().splitlines()
+    assert written == [line[:-1] + ',"answer":"ok"}' for line in lines]
+
+
+@whole_jobs
 @given(st.lists(st.tuples(CELL, CELL), min_size=60, max_size=60))
 def test_any_csv_is_asked_and_written_cell_for_cell(
     bench: Any, cells: list[tuple[str, str]]

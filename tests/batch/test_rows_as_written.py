@@ -15,6 +15,7 @@ import pytest
 
 from domyn_swarm.batch.inspection.results import export
 from domyn_swarm.batch.output.manifest import manifest_path, read_manifest
+from domyn_swarm.batch.output.open_types import Shape
 from domyn_swarm.errors import InvalidInput
 from domyn_swarm.jobs.ends import opened_results, verify_output
 from domyn_swarm.jobs.preparation import prepare
@@ -180,6 +181,61 @@ def test_numbers_are_those_of_the_file(rows: Rows) -> None:
     assert rows.whole("in.jsonl", "c.parquet")
 
 
+def test_numbers_that_are_written_in_two_ways_are_two_values(rows: Rows) -> None:
+    """A prompt has them as they are written: what one was answered is no answer to the other."""
+    prompt = "Python {{ v }}"
+    rows.write("in.jsonl", '{"v": 3.1}', '{"v": 3.10}', '{"v": {"n": 3.10}}', '{"v": {"n": 3.1}}')
+    asked = rows.prompts("in.jsonl", "out.jsonl", prompt, dedup="always")
+    four = ["Python 3.1", "Python 3.10", 'Python {"n":3.10}', 'Python {"n":3.1}']
+    assert sorted(asked) == sorted(four)
+    rows.write("in.jsonl", '{"v": 3.10}', '{"v": 3.10}', '{"v": {"n": 3.10}}', '{"v": {"n": 3.1}}')
+    assert rows.prompts("in.jsonl", "out.jsonl", prompt) == ["Python 3.10"]
+    large = 2**64  # MessagePack has no such number: another way to compare
+    for text in ("1.5", "1.50", "1.5e0"):
+        rows.write("in.jsonl", f'{{"v": [{large}, {text}]}}')
+        expected = [f"Python [{large},{text}]"]
+        assert rows.prompts("in.jsonl", "out.jsonl", prompt) == expected
+
+
+def test_a_number_that_is_written_as_others_write_it_is_theirs(rows: Rows) -> None:
+    rows.write("in.jsonl", *(f'{{"v": {n}}}' for n in ("3.1", "1e+22", "2.5e-07", "7")))
+    assert len(rows.prompts("in.jsonl", "out.jsonl", "{{ v }}")) == 4
+    pq.write_table(pa.table({"v": [3.1, 1e22, 2.5e-07]}), rows.folder / "in.parquet")
+    assert rows.prompts("in.parquet", "out2.jsonl", "{{ v }}") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "loses"),
+    [
+        ("0.12345678901234567890123", True),
+        ("123456789012345678.5", True),
+        ("1e-400", True),
+        ("1.2345678901234567e-320", True),
+        ("0.10000000000000001", False),  # a 64-bit number with its 17 digits
+        ("0.1000000000000000000000000", False),
+        ("5e-324", False),
+        ("0.0e-400", False),
+        ("-2.50E-3", False),
+    ],
+)
+@pytest.mark.parametrize("form", ["%s", "[%s]", '{"a": [{"b": %s}]}'])
+def test_fractions_keep_their_digits_in_a_file_with_types(
+    rows: Rows, form: str, text: str, loses: bool
+) -> None:
+    values = [form % "0.5", form % text]
+    rows.write("in.jsonl", *(f'{{"prompt": "p", "v": {value}}}' for value in values))
+    rows.run("in.jsonl", "out.parquet")
+    column = pq.read_table(rows.folder / "out.parquet")["v"]
+    told = read_manifest(manifest_path(rows.folder / "out.parquet", sharded=False))
+    assert told is not None
+    assert ("lose digits" in str(told.columns[1].note)) is loses
+    if loses:
+        assert column.to_pylist() == values
+    else:
+        assert "double" in str(column.type)
+    assert rows.whole("in.jsonl", "out.parquet")
+
+
 def test_whole_numbers_have_a_type_that_holds_them(rows: Rows) -> None:
     big = [2**63 + 5, 2**64 - 1, 1]
     rows.write("in.jsonl", *(json.dumps({"prompt": "p", "u": n, "d": -n, "f": n % 7}) for n in big))
@@ -252,6 +308,10 @@ def test_a_key_of_its_own_in_each_row_is_no_burden(rows: Rows) -> None:
     rows.run("in.jsonl", "out.parquet")
     table = pq.read_table(rows.folder / "out.parquet")
     assert table["scores"].to_pylist()[7] == '{"doc-7": 0.5}'
+    shape = Shape()
+    for number in range(50):
+        shape.add({f"doc-{number}": 0.5})
+        assert len(shape.fields) == (number == 0)  # what is kept does not grow with the rows
 
 
 def test_results_of_any_shape_can_be_exported_and_read(rows: Rows) -> None:
@@ -410,9 +470,9 @@ def test_why_numbers_of_cells_stay_text_is_told(rows: Rows) -> None:
     large, exact = "9223372036854775807", "9007199254740993"
     rows.write(
         "in.csv",
-        "prompt,most,more,mixed,words,far",
-        f"p0,{large},9223372036854775808,{exact},{large}9,1.5",
-        f"p1,-{large},1,0.5,x,1.0e400",
+        "prompt,most,more,mixed,words,far,near,fine,signed",
+        f"p0,{large},9223372036854775808,{exact},{large}9,1.5,1.0e-400,0.12345678901234567890,1",
+        f"p1,-{large},1,0.5,x,1.0e400,0.10,0.5,-0",
     )
     rows.run("in.csv", "out.parquet", infer_types=True)
     table = pq.read_table(rows.folder / "out.parquet")
@@ -423,7 +483,11 @@ def test_why_numbers_of_cells_stay_text_is_told(rows: Rows) -> None:
     assert told is not None
     notes = {one.name: one.note for one in told.columns if one.note}
     assert table["far"].to_pylist() == ["1.5", "1.0e400"]
-    assert notes.keys() == {"more", "mixed", "far"}
+    assert table["near"].to_pylist() == ["1.0e-400", "0.10"]
+    assert table["fine"].to_pylist() == ["0.12345678901234567890", "0.5"]
+    assert table["signed"].to_pylist() == ["1", "-0"]
+    assert notes.keys() == {"more", "mixed", "far", "near", "fine"}
+    assert notes["near"] == notes["fine"] == "it holds fractions that would lose digits as numbers"
     assert "beyond 10^308" in str(notes["far"])
     assert "beyond 64 bits" in str(notes["more"])
     assert "lose digits" in str(notes["mixed"])

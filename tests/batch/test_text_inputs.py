@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from domyn_swarm.batch.column_values import python_values
+from domyn_swarm.batch.input import file_facts
 from domyn_swarm.batch.input.dataset import LOT_BYTES
 from domyn_swarm.batch.input.file_facts import InputFacts, Look
 from domyn_swarm.batch.input.input_files import InputFile, files_of
 from domyn_swarm.batch.input.opening import open_dataset
 from domyn_swarm.batch.input.reading import InputReading, reading_of
 from domyn_swarm.errors import ConfigError, InvalidInput
+from patience import limit_s
 
 
 def rows_of(source: Path, **reading: Any) -> list[tuple[Any, ...]]:
@@ -415,3 +418,37 @@ def test_a_file_is_looked_at_once_for_as_long_as_it_is_the_same(kind: str, tmp_p
     assert looked == [f"1.{kind}"]
     (tmp_path / "facts").write_bytes(b"none of ours")
     assert open_dataset(source, facts=InputFacts.load(tmp_path / "facts")).rows == 8
+
+
+def test_many_files_are_looked_at_side_by_side_and_how_many_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        pq.write_table(pa.table({"n": [number]}), tmp_path / f"{number}.parquet")
+    monkeypatch.setattr(file_facts, "_TELL_S", -1.0)
+    together = threading.Barrier(2)
+
+    def look(file: InputFile) -> Look:
+        together.wait(limit_s())  # one alone would wait for ever
+        return Look(pa.schema([]), int(Path(file.path).stem))
+
+    files = files_of(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        found = InputFacts().looks(files, look, side_by_side=True)
+    assert [one.rows for one in found] == [0, 1, 2, 3, 4, 5]
+    assert caplog.messages == [f"examined {done} of 6 files" for done in range(1, 6)]
+
+
+def test_footers_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        pq.write_table(pa.table({"n": [number]}), tmp_path / f"{number}.parquet")
+    asked: list[bool] = []
+    looks = InputFacts.looks
+
+    def noted(self: InputFacts, *args: Any, side_by_side: bool = False) -> list[Look]:
+        asked.append(side_by_side)
+        return looks(self, *args, side_by_side=side_by_side)
+
+    monkeypatch.setattr(InputFacts, "looks", noted)
+    assert rows_of(tmp_path) == [(1,), (2,)]
+    assert asked == [True]

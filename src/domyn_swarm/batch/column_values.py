@@ -4,7 +4,9 @@ form in which it was written.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -156,6 +158,41 @@ class WrittenFloat(float):
 
 
 _written = msgspec.json.Decoder(float_hook=WrittenFloat).decode
+
+_FLOAT_DIGITS = 17  # so many tell every number of 64 bits from its neighbours
+_LIKE_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
+_BEFORE_NUMBERS = bytes.maketrans(b"-[:", b",,,")
+_USUAL_ZEROS = 4  # in front of a number's digits; smaller ones have an exponent
+
+
+def keeps_digits(text: str) -> bool:
+    """Whether a fraction loses no digits as a 64-bit number, which has 17, and none below 10^-308.
+
+    The 17th may be rounded: it only tells such numbers apart.
+    """
+    value = float(text)
+    digits = text.lower().partition("e")[0].lstrip("+-").replace(".", "").strip("0")
+    if len(digits) <= _FLOAT_DIGITS and (abs(value) >= sys.float_info.min or not digits):
+        return True
+    return Decimal(text) == Decimal(repr(value))
+
+
+def may_lose_digits(column: pa.Array) -> bool:
+    """Whether a column of JSON may hold a fraction that does not keep its digits: few do, and only
+    where this is true, fractions have to be read as they are written.
+    """
+    texts = (text for text in json_texts(column) if text and text[0] != '"')
+    data = b"," + ",".join(texts).encode()
+    many = b"0" * (_FLOAT_DIGITS + 1)
+    digits = data.translate(_LIKE_DIGITS, b".")
+    if b"0e-000" in digits:
+        return True
+    if many not in digits:
+        return False
+    data = data.translate(_BEFORE_NUMBERS, b". ")
+    for _ in range(_USUAL_ZEROS):
+        data = data.replace(b",0", b",")
+    return many in data.translate(_LIKE_DIGITS)
 
 
 def is_json(kind: pa.DataType) -> bool:

@@ -34,11 +34,28 @@ _BY_POSITION = np.uint64(1)
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses nothing
 
 
+_WRITTEN = 1  # the code of a number in MessagePack that is compared as it is written
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 - for an encoder
-    """The representation of a value that MessagePack does not know: a number as itself, however it
-    is written, so that it equals the same number in another file.
+    """The representation of a value that MessagePack does not know.
+
+    A number that is asked as another file would have it equals that file's: `3.1`. One that is
+    written otherwise, `3.10`, is asked otherwise, and equals what is written so.
     """
-    return float(value) if isinstance(value, WrittenFloat) else str(value)
+    if not isinstance(value, WrittenFloat):
+        return str(value)
+    return float(value) if _is_usual(value) else msgspec.msgpack.Ext(_WRITTEN, value.text.encode())
+
+
+def _plain_in_json(value: Any) -> Any:  # noqa: ANN401 - for an encoder
+    if not isinstance(value, WrittenFloat):
+        return str(value)
+    return float(value) if _is_usual(value) else msgspec.Raw(value.text.encode())
+
+
+def _is_usual(value: WrittenFloat) -> bool:
+    return value.text == float.__repr__(value)
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
@@ -117,7 +134,7 @@ def encoded_value(value: Any) -> bytes:  # noqa: ANN401 - JSON
     try:
         return _encoder.encode(value)
     except OverflowError:
-        return _LARGE + msgspec.json.encode(value, enc_hook=_plain)
+        return _LARGE + msgspec.json.encode(value, enc_hook=_plain_in_json)
 
 
 def agree(stored: Digests, asked: Digests) -> NDArray[np.bool_]:

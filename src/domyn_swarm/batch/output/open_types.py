@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 
 from domyn_swarm.batch.column_values import (
     JSON,
+    WrittenFloat,
     array,
     is_json,
     json_array,
     json_values,
+    keeps_digits,
+    may_lose_digits,
     python_values,
 )
-from domyn_swarm.batch.input.csv_files import ARROW_TYPES, CellShape, as_array
+from domyn_swarm.batch.input.cell_types import ARROW_TYPES, CellShape, as_array
 from domyn_swarm.batch.input.reading import CellType
 
 _EXACT = 1 << 53  # integers up to here are exact as floats, beyond it only some
@@ -71,6 +74,8 @@ class Shape:
             self._check_numbers()
         elif isinstance(value, float):
             self._be("numbers")
+            if isinstance(value, WrittenFloat) and not keeps_digits(value.text):
+                raise NoType(f"it holds {value.text:.40}, which would lose digits as a number")
             self.fractions = True
             self._check_numbers()
         elif isinstance(value, list):
@@ -190,7 +195,8 @@ class OpenTypes:
     def look(self, batch: pa.RecordBatch) -> None:
         """Add the values of a batch that has the columns."""
         for name, shape in self._shapes.items():
-            for value in () if shape.why else json_values(batch.column(name)):
+            column = batch.column(name)
+            for value in () if shape.why else json_values(column, written=may_lose_digits(column)):
                 shape.add(value)
         for name, cells in self._cells.items():
             for cell in batch.column(name).to_pylist():
