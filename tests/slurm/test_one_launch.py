@@ -69,8 +69,8 @@ def test_doctor_asks_a_site_each_question_once(slurm: SlurmCluster, tmp_path: Pa
     path.write_text(dump_yaml(config(backend={"partition": "main,whole", "qos": "normal"})))
     audit = audited_command("doctor", "-c", path, folder=tmp_path)
     asked = [" ".join(one) for one in audit.commands if one[0] in ("scontrol", "sacctmgr")]
-    planned = [one for one in asked if "show partition " in one]  # the plan's, of each by its name
-    assert [one.split()[-1] for one in planned] == ["main", "whole"]
+    planned = [one for one in asked if "show partition " in one]  # the plan's: one is shared
+    assert [one.split()[-1] for one in planned] == ["main"]
     assert len([one for one in asked if one.endswith("show partition")]) == 1
     about_nodes = [one for one in asked if "show node" in one]
     once = [one for one in asked if one not in about_nodes]

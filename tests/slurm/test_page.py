@@ -34,6 +34,7 @@ NOT_TYPED = {
     "job list": "likewise",
     "--stop-after": "of campaigns: see acceptance/test_how_to.py",
     "--no-continue": "see test_job_ends.py",
+    "--time-min": "what Slurm is given for a range of times: see test_waiting.py",
     "job submit --down-after": "ends the swarm that the page goes on with: see test_layouts.py",
     "--placement step|job": "either is what its line of the page gets anyway: see test_jobs.py",
     "job submit-script": "of proxies: see acceptance/test_proxies.py",

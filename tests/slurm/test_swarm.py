@@ -184,7 +184,7 @@ def test_slurms_own_daemons_go_away_under_a_job(
         waited = JobService().wait(job.handle, timeout_s=1.0)  # it ends with its time all the same
         assert waited.status is JobStatus.RUNNING
         os.kill(victim.pid, signal.SIGUSR1)  # slurmd warns without the controller
-        until(lambda: "asks again for its way back" in log.read_text())
+        until(lambda: "repeats the request for its requeue" in log.read_text())
         job.goes_on()
     finally:
         slurm.start_controller()
