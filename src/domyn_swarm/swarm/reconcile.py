@@ -89,9 +89,6 @@ def being_launched(swarm: LiveSwarm) -> bool:
     """Whether the process that brings the swarm up still lives, as far as can be determined from
     here. It claims the swarm before the record exists, so that no other process writes off a swarm
     of which nothing runs *yet*.
-
-    It says so before there is a record of the swarm, so that nobody writes off a swarm of which
-    nothing runs *yet*.
     """
     return is_held(swarm.paths.launcher(swarm.record.tag))
 

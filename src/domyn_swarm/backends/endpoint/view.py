@@ -118,8 +118,6 @@ def _written(paths: SwarmPaths) -> CollectorView | None:
 def read_history(paths: SwarmPaths, since: datetime) -> tuple[ReplicaEvent, ...]:
     """The changes of the replicas' states since a moment, the oldest first; only the newest if
     there are many. The collector is asked; its file is opened only when it has shut down.
-
-    The collector tells; its file is opened only when it has shut down.
     """
     from urllib.parse import urlencode
 
