@@ -144,6 +144,7 @@ def calls(disk: FaultyDisk, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     ended = run.go()
     assert ended.code == 0, ended.said
     assert run.asked == [1] * ROWS
+    assert min(ended.calls[series.kind] for series in SERIES) > 0  # else one of them shows nothing
     server.end()
     return ended.calls
 
