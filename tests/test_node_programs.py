@@ -47,6 +47,7 @@ JOB = {
     "open_files",
     "planning",
     "probing",
+    "replaced_files",
 }
 
 

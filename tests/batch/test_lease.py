@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from domyn_swarm.batch.checkpoint import lease as leases
+from domyn_swarm.batch.checkpoint.inventory import remove_job
+from domyn_swarm.batch.checkpoint.job_store import check_free
 from domyn_swarm.batch.checkpoint.lease import BEAT_S, SILENT_S, Lease, acquire, holder_of
-from domyn_swarm.errors import CheckpointBusy, JobError
+from domyn_swarm.errors import CheckpointBusy, InvalidInput, JobError
 from domyn_swarm.process_identity import INITIAL_PID_NAMESPACE, this_host, this_process
 from other_hosts import OtherHost, need_namespaces
 from patience import limit_s, until
@@ -332,6 +335,56 @@ def test_a_claim_whose_answer_was_lost_is_ours(
 def test_a_folder_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"Cannot use the checkpoint folder .*away: No such file"):
         acquire(tmp_path / "away")
+
+
+@pytest.mark.parametrize("after_s", [0.0, 5.0])
+def test_a_holder_whose_file_cannot_be_read_is_unknown_and_not_gone(
+    tmp_path: Path, clock: VirtualClock, after_s: float
+) -> None:
+    """A folder in the place of its file cannot be read either, and everybody may make one."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    holder = Elsewhere(folder)
+
+    def unreadable() -> None:
+        holder.path.unlink()
+        holder.path.mkdir()
+
+    if after_s:
+        clock.after(after_s, unreadable)
+    else:
+        unreadable()
+    with pytest.raises(JobError, match=r"Cannot use the checkpoint folder .*Is a directory"):
+        acquire(folder, clock=clock)
+    assert numbers(folder) == [1]
+    with pytest.raises(IsADirectoryError):
+        holder_of(folder)
+    with pytest.raises(InvalidInput, match="cannot be read") as refused:
+        check_free(folder)
+    assert "not known" in refused.value.hint
+    (folder / "000001-000-00000000.segment").write_bytes(b"paid")
+    with pytest.raises(JobError, match="Is a directory"):
+        remove_job(folder)
+    assert (folder / "000001-000-00000000.segment").exists()
+
+
+def test_a_holder_whose_file_was_replaced_as_it_was_read_keeps_its_lease(
+    tmp_path: Path, held: list[Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.append(acquire(tmp_path))
+    read_text = Path.read_text
+    reads = itertools.count()
+
+    def stale_every_other_time(path: Path, encoding: str) -> str:
+        if path.name.startswith("lease-") and next(reads) % 2 == 0:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read_text(path, encoding)
+
+    monkeypatch.setattr(Path, "read_text", stale_every_other_time)
+    with pytest.raises(CheckpointBusy):
+        acquire(tmp_path)
+    assert numbers(tmp_path) == [1]
+    assert held[0].is_held()
 
 
 def numbers(folder: Path) -> list[int]:

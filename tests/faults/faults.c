@@ -23,7 +23,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { FSYNC, WRITE, RENAME, LISTDIR, LINK, CREATE, UNLINK, KINDS };
+enum { FSYNC, WRITE, RENAME, LISTDIR, LINK, CREATE, UNLINK, READ, KINDS };
 
 static const char *full_folder, *full_while;
 
@@ -180,10 +180,22 @@ int unlink(const char *path)
     return fails(UNLINK, path) ? -1 : real(path);
 }
 
+/* Whether a file that is there is opened to be read; folders are listed. */
+static int reads(const char *path, int flags)
+{
+    struct stat found;
+    int before = errno;
+    if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT)) return 0;
+    int is = !stat(path, &found) && S_ISREG(found.st_mode);
+    errno = before;
+    return is;
+}
+
 static int opened(const char *symbol, const char *path, int flags, mode_t mode)
 {
     int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, symbol);
     if ((flags & O_CREAT) && access(path, F_OK) && fails(CREATE, path)) return -1;
+    if (reads(path, flags) && fails(READ, path)) return -1;
     return real(path, flags, mode);
 }
 

@@ -25,7 +25,10 @@ from typing import Any
 from faults.preloaded import build
 
 _TESTS = str(Path(__file__).parents[1])
-KINDS = ("fsync", "write", "rename", "listdir", "link", "create", "unlink")  # as in `faults.c`
+KINDS = (  # as in `faults.c`
+    *("fsync", "write", "rename", "listdir", "link", "create", "unlink"),
+    "read",  # a file that is there is opened to be read
+)
 
 
 @dataclass(frozen=True)

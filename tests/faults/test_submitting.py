@@ -30,6 +30,7 @@ SERIES = [
     ("fsync", errno.EIO, False),
     ("rename", errno.EDQUOT, True),
     ("unlink", errno.EIO, False),
+    ("listdir", errno.EIO, False),
 ]
 
 
@@ -116,6 +117,7 @@ def calls(disk: FaultyDisk, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         service = JobService()
         service.wait(service.list()[0].job_id)
     server.end()
+    assert min(ended.calls[kind] for kind, *_ in SERIES) > 0  # else a series shows nothing
     return ended.calls
 
 

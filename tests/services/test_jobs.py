@@ -263,6 +263,22 @@ def test_what_cannot_be_resumed_says_why(service: JobService, bench: Any) -> Non
         service.resume(handle)
 
 
+def test_a_job_whose_record_of_its_end_cannot_be_read_is_not_judged_until_it_can(
+    service: JobService, bench: Any
+) -> None:
+    bench.write(3)
+    handle = service.submit(bench.request())
+    record = Path(handle.exit_path)
+    until(record.exists)
+    written = record.rename(record.with_name("aside"))
+    record.mkdir()  # it is there, and cannot be read
+    for seen in (service.status(handle), *service.list(), *service.list(refresh=False)):
+        assert not seen.status.final
+    record.rmdir()
+    written.rename(record)
+    assert service.status(handle).status is JobStatus.SUCCEEDED
+
+
 def test_the_newest_jobs_are_listed_first_and_the_others_counted(
     service: JobService, bench: Any, swarm_home: Path
 ) -> None:

@@ -339,6 +339,23 @@ def test_a_job_that_slurm_forgot_is_what_it_wrote(job: ScriptedJob) -> None:
     assert job.compute.probe(job.handle) is JobStatus.FAILED
 
 
+def test_a_job_whose_record_of_its_end_cannot_be_read_is_unknown_and_others_are_not(
+    swarm: ScriptedSwarm,
+) -> None:
+    """A folder in the place of a file: it is there, and cannot be read."""
+    job, other = ScriptedJob(swarm), ScriptedJob(swarm, name="other")
+    for one in (job, other):
+        one.end("COMPLETED", 0)
+    written = job.paths.exit.rename(job.paths.root / "aside")
+    job.paths.exit.mkdir()
+    with pytest.raises(PlatformUnavailable, match=r"exit\.json: Is a directory"):
+        job.compute.probe(job.handle)
+    assert job.compute.probe_all([job.handle, other.handle]) == {"other": JobStatus.SUCCEEDED}
+    job.paths.exit.rmdir()
+    written.rename(job.paths.exit)
+    assert job.compute.probe(job.handle) is JobStatus.SUCCEEDED
+
+
 def test_a_controller_that_is_away_is_no_end_of_a_job(job: ScriptedJob) -> None:
     job.cluster.away(600.0)
     with pytest.raises(PlatformUnavailable):

@@ -20,7 +20,7 @@ from domyn_swarm.backends.slurm.job_runs import (
 from domyn_swarm.backends.slurm.slurm_compute import SlurmCompute
 from domyn_swarm.backends.slurm.slurm_states import OwnEnd
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S
-from domyn_swarm.errors import SubmitRejected
+from domyn_swarm.errors import PlatformUnavailable, SubmitRejected
 from domyn_swarm.model import JobStatus
 from domyn_swarm.paths import write_private
 from slurm.scripted import ScriptedSlurm
@@ -263,6 +263,29 @@ def test_a_submission_without_an_answer_is_not_repeated(job: GoingOn) -> None:
     runs = JobRuns.read(job.paths)
     assert runs is not None
     assert runs.slurm_ids == (job.id, taken)
+
+
+def test_runs_that_cannot_be_read_are_unknown_and_not_begun_anew(job: GoingOn) -> None:
+    """Slurm forgets the first run; only the file says that there is another one."""
+    job.stop_after_s = 3 * HOUR_S
+    job.begin()
+    first = job.live
+    assert job.ask(by_requeue=False)
+    job.cluster.end(first, "TIMEOUT")
+    job.runs_again()
+    before = job.begin()
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
+    written = job.paths.runs.rename(job.paths.root / "aside")
+    job.paths.runs.mkdir()
+    with pytest.raises(PlatformUnavailable, match=r"runs\.json: Is a directory"):
+        job.compute.probe(job.handle)
+    assert job.compute.probe_all([job.handle]) == {}
+    with pytest.raises(PlatformUnavailable):
+        job.begin()
+    job.paths.runs.rmdir()
+    written.rename(job.paths.runs)
+    assert JobRuns.read(job.paths) == before
+    assert job.compute.probe(job.handle) is JobStatus.RUNNING
 
 
 class Killed(BaseException):

@@ -61,6 +61,19 @@ def test_what_serves_is_ready_whatever_an_old_look_says(
         assert readiness(swarm)().phase is Phase.FAILED
 
 
+def test_a_key_that_cannot_be_read_is_no_end_of_a_swarm(lifecycle: SwarmLifecycle) -> None:
+    """`up` goes on to wait for what is not known, and stops what has failed."""
+    swarm = lifecycle.up(launch_of())
+    key = swarm.paths.api_key.rename(swarm.paths.api_key.with_name("aside"))
+    swarm.paths.api_key.mkdir()  # it is there, and cannot be read
+    seen = readiness(swarm)()
+    assert (seen.phase, "Is a directory" in seen.detail) == (Phase.UNKNOWN, True)
+    swarm.paths.api_key.rmdir()
+    assert readiness(swarm)().phase is Phase.FAILED
+    key.rename(swarm.paths.api_key)
+    assert readiness(swarm)().phase is Phase.READY
+
+
 @pytest.fixture
 def asked_of_collector(
     lifecycle: SwarmLifecycle,  # whose swarms it stands before

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domyn_swarm.backends.protocols import ComputeSpec
-from domyn_swarm.errors import PlatformError, PlatformUnavailable
+from domyn_swarm.errors import PlatformError, PlatformUnavailable, words_of
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import (
     ExitRecord,
@@ -18,6 +18,7 @@ from domyn_swarm.model import (
 )
 from domyn_swarm.paths import JobPaths
 from domyn_swarm.probing import Clock, Deadline, Observation, Phase, wait_until
+from domyn_swarm.replaced_files import read_replaced
 
 _log = get_logger(__name__)
 _TAIL_BYTES = 64 * 1024
@@ -91,8 +92,20 @@ def read_tail(path: Path, begin: int = 0) -> str:
 
 
 def read_exit(path: Path) -> ExitRecord | None:
-    """The exit record of a job's wrapper; None while it does not exist."""
+    """The exit record of a job's wrapper; None while it does not exist.
+
+    Raises:
+        PlatformUnavailable: it cannot be read, so that it is not known how the job ended.
+    """
     try:
-        return ExitRecord.model_validate_json(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
+        text = read_replaced(path)
+    except OSError as error:
+        raise unreadable(error, path) from error
+    return None if text is None else ExitRecord.model_validate_json(text)
+
+
+def unreadable(error: OSError, path: Path) -> PlatformUnavailable:
+    """The error of a job one of whose files is there and cannot be read."""
+    return PlatformUnavailable(
+        words_of(error, path), hint="What became of the job is not known until it can be read."
+    )

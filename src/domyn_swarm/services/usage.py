@@ -17,7 +17,13 @@ from domyn_swarm.backends.ledger import SwarmEntry
 from domyn_swarm.backends.ledger_files import PlatformTimes, Written
 from domyn_swarm.backends.platforms import scheduler
 from domyn_swarm.backends.slurm.queue import any_replicas_name
-from domyn_swarm.errors import JobNotFound, PlatformError, StateError, SwarmNotFound
+from domyn_swarm.errors import (
+    JobNotFound,
+    PlatformError,
+    PlatformUnavailable,
+    StateError,
+    SwarmNotFound,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import utc_now
 from domyn_swarm.paths import JobPaths, SwarmPaths
@@ -301,7 +307,7 @@ def _ended_at(job: JobRecord) -> datetime | None:
         return job.ended_at
     try:
         ended = read_exit(Path(job.handle.exit_path))
-    except (OSError, ValueError):  # damaged: its end is not known
+    except (PlatformUnavailable, ValueError):  # unreadable or damaged: its end is not known
         return None
     return ended.ended_at if ended is not None and ended.conclusive else None
 

@@ -26,6 +26,7 @@ from domyn_swarm.errors import (
     ReplicaFailed,
     SwarmError,
     quantity,
+    words_of,
 )
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Observation, Phase, Probe, all_of, at_least, endpoint_probe
@@ -222,6 +223,8 @@ def _endpoint(swarm: LiveSwarm, address: EndpointAddress | None) -> Observation:
         key = swarm.paths.api_key.read_text("utf-8").strip()
     except FileNotFoundError:
         return Observation(Phase.FAILED, f"{swarm.paths.api_key} is gone")
+    except OSError as error:
+        return Observation(Phase.UNKNOWN, words_of(error, swarm.paths.api_key))
     host = urlsplit(address.url).hostname or ""
     if address.collector_url is not None and not resolves(host):  # else a proxy may resolve it
         here = socket.gethostname()

@@ -38,13 +38,7 @@ from domyn_swarm.swarm.job_records import (
 )
 from domyn_swarm.swarm.job_request import JobChanges, JobRequest, ScriptRequest
 from domyn_swarm.swarm.submission import give_up_unsubmitted, submit_recorded
-from domyn_swarm.swarm.whereabouts import (
-    is_elsewhere,
-    is_here,
-    place_of,
-    reach,
-    refuse_elsewhere,
-)
+from domyn_swarm.swarm.whereabouts import is_elsewhere, is_here, place_of, reach, refuse_elsewhere
 
 if TYPE_CHECKING:
     from domyn_swarm.jobs.preparation import Prepared
@@ -277,7 +271,10 @@ class JobSubmitter:
         if record.status.final or (handle is not None and handle.process is not None):
             return self.refresh(record)
         paths = JobPaths(Path(record.job_dir))
-        ended = read_exit(paths.exit)
+        try:
+            ended = read_exit(paths.exit)
+        except PlatformUnavailable:  # `refresh` logs it, and asks whom else it can
+            return self.refresh(record)
         if ended is not None:
             told = ended.conclusive
             return self._settle(record, ended.status) if told else self.refresh(record)

@@ -19,7 +19,7 @@ from domyn_swarm.backends.left_out import LeftOut, left_out
 from domyn_swarm.backends.platforms import compute_backend
 from domyn_swarm.backends.protocols import ServingHandle
 from domyn_swarm.backends.slurm.job_runs import JobRuns
-from domyn_swarm.errors import PlatformError, StateError
+from domyn_swarm.errors import PlatformError, PlatformUnavailable, StateError
 from domyn_swarm.jobs.worker_spec import JobResult
 from domyn_swarm.model import (
     JobFigures,
@@ -232,11 +232,15 @@ def job_snapshot(
     progress = _read(paths.progress, JobProgress)
     result = _read(paths.result, JobResult)
     message = progress.message if progress else waits
-    if record.status.final:
-        message = why_it_ended(record, result)
-    runs = JobRuns.read(paths)
-    if runs is not None and record.status is JobStatus.PENDING:
-        message = why_it_waits(record, waits)
+    runs = None
+    try:
+        if record.status.final:
+            message = why_it_ended(record, result)
+        runs = JobRuns.read(paths)
+        if runs is not None and record.status is JobStatus.PENDING:
+            message = why_it_waits(record, waits)
+    except PlatformUnavailable as error:  # one of its files cannot be read
+        message = error.message
     live = record.status is JobStatus.RUNNING
     known_at = progress.updated_at if progress else record.submitted_at
     age_s = max(0.0, (utc_now() - known_at).total_seconds()) if progress and live else None

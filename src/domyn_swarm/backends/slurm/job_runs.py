@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
-from domyn_swarm.backends.job_end import read_tail
+from domyn_swarm.backends.job_end import read_tail, unreadable
 from domyn_swarm.backends.slurm.task import Returning
 from domyn_swarm.errors import (
     EXIT_FAILED_ROWS,
@@ -32,6 +32,7 @@ from domyn_swarm.errors import (
 from domyn_swarm.logs import get_logger
 from domyn_swarm.paths import JobPaths, write_private
 from domyn_swarm.probing import Clock, comes_true
+from domyn_swarm.replaced_files import read_replaced
 from domyn_swarm.restart_budget import RestartPolicy
 
 if TYPE_CHECKING:
@@ -68,11 +69,20 @@ class JobRuns:
 
     @classmethod
     def read(cls, paths: JobPaths) -> JobRuns | None:
-        """The recorded runs; None: the job has not started, or is not one that continues."""
+        """The recorded runs; None: the job has not started, or is not one that continues.
+
+        Raises:
+            PlatformUnavailable: they cannot be read: the job may have a run that is not known.
+        """
         try:
-            found = dict(json.loads(paths.runs.read_text("utf-8")))
+            text = read_replaced(paths.runs)
+            if text is None:
+                return None
+            found = dict(json.loads(text))
             return cls(**{**found, "slurm_ids": tuple(found["slurm_ids"])})
-        except (OSError, ValueError, TypeError, KeyError):  # missing, or of another version
+        except OSError as error:
+            raise unreadable(error, paths.runs) from error
+        except (ValueError, TypeError, KeyError):  # of another version
             return None
 
     def write(self, paths: JobPaths) -> None:
@@ -124,6 +134,7 @@ def begin_run(paths: JobPaths, slurm_id: str, stop_after_s: float | None, now: f
 
     Raises:
         OSError: it cannot be written.
+        PlatformUnavailable: the earlier runs cannot be read.
     """
     before = JobRuns.read(paths)
     fruitless = before is not None and _settled_nothing(before, paths)

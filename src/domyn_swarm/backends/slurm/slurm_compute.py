@@ -28,7 +28,13 @@ from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps
 from domyn_swarm.backends.slurm.submissions import TAKEN_WITHIN_S
-from domyn_swarm.errors import ConfigError, PlatformError, SubmitRejected, disk_error
+from domyn_swarm.errors import (
+    ConfigError,
+    PlatformError,
+    PlatformUnavailable,
+    SubmitRejected,
+    disk_error,
+)
 from domyn_swarm.logs import get_logger
 from domyn_swarm.model import ExitRecord, JobHandle, JobStatus, utc_now
 from domyn_swarm.paths import JobPaths, private_file, write_private
@@ -96,7 +102,7 @@ class SlurmCompute(OnCluster, ComputeBackend):
     def probe(self, handle: JobHandle) -> JobStatus:
         """Raises:
         PlatformUnavailable: there is no exit record, or one of an end whose cause may be
-            Slurm's, and Slurm does not answer.
+            Slurm's, and Slurm does not answer; or the job's files cannot be read.
         """
         ended = read_exit(Path(handle.exit_path))
         if ended is not None and ended.conclusive:
@@ -107,13 +113,13 @@ class SlurmCompute(OnCluster, ComputeBackend):
     @override
     def probe_all(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
         """One request to Slurm for all of them."""
-        records = {handle.job_id: read_exit(Path(handle.exit_path)) for handle in handles}
+        records = dict(_exit_records(handles))
         found: dict[str, JobStatus] = {
             job_id: ended.status
             for job_id, ended in records.items()
             if ended is not None and ended.conclusive
         }
-        left = [handle for handle in handles if handle.job_id not in found]
+        left = [one for one in handles if one.job_id in records and one.job_id not in found]
         if not left:
             return found
         try:
@@ -124,7 +130,10 @@ class SlurmCompute(OnCluster, ComputeBackend):
         until = self._clock.monotonic() + _RECORD_S
         for handle in left:
             ended, job = records[handle.job_id], jobs.get(handle.job_id)
-            found[handle.job_id] = self._judged(handle, ended, job, until)
+            try:
+                found[handle.job_id] = self._judged(handle, ended, job, until)
+            except PlatformError as error:
+                _log.warning("the status of %s is not known: %s", handle.job_id, error.message)
         return found
 
     def _jobs(
@@ -150,7 +159,8 @@ class SlurmCompute(OnCluster, ComputeBackend):
         """What Slurm knows it by, with a successor that was announced and whose number nobody kept.
 
         Raises:
-            PlatformError: there may be one, and Slurm cannot be asked.
+            PlatformError: there may be one, and Slurm cannot be asked, or the job's files cannot be
+                read.
         """
         runs = JobRuns.read(JobPaths(Path(handle.job_dir)))
         if runs is None or runs.successor_asked_at is None:
@@ -273,6 +283,15 @@ class SlurmCompute(OnCluster, ComputeBackend):
         return not job.waiting and abs(age_s) >= _COMPLETES_S  # or clocks differ
 
 
+def _exit_records(handles: Sequence[JobHandle]) -> Iterator[tuple[str, ExitRecord | None]]:
+    """The exit records by our ids, without those that cannot be read: these jobs are unknown."""
+    for handle in handles:
+        try:
+            yield handle.job_id, read_exit(Path(handle.exit_path))
+        except PlatformUnavailable as error:
+            _log.warning("the status of %s is not known: %s", handle.job_id, error.message)
+
+
 @contextlib.contextmanager
 def _refused_as_job(script: str = "") -> Iterator[None]:
     """Slurm's refusal of a job, with advice that names the job's flags instead of the swarm's
@@ -294,12 +313,12 @@ def cause_so_far(paths: JobPaths, slurm_id: str) -> JobStatus | None:
     """Why Slurm is ending a job, asked from within the job before it is over; None: it does not
     say. `slurm_id` is that of the job, or of the allocation that the step is in. Raises nothing.
     """
-    if _killed_for_memory(paths):
-        return JobStatus.OUT_OF_MEMORY
-    written = written_cause(paths, slurm_id, recorded=True)
-    if written is not None:
-        return written
     try:
+        if _killed_for_memory(paths):
+            return JobStatus.OUT_OF_MEMORY
+        written = written_cause(paths, slurm_id, recorded=True)
+        if written is not None:
+            return written
         end = Slurm().own_end(slurm_id)
         return JobStatus.PREEMPTED if end is not None and end.preempted else None
     except PlatformError:

@@ -28,6 +28,7 @@ from domyn_swarm.batch.input.row_keys import RowKeys
 from domyn_swarm.errors import CheckpointBusy, InvalidInput, JobError
 from domyn_swarm.model import Accept, utc_now
 from domyn_swarm.paths import write_private
+from domyn_swarm.replaced_files import read_replaced
 
 _MANY, _AT_ONCE = 64, 16  # most of opening a folder is waiting for a file server
 
@@ -290,7 +291,8 @@ def job_folders(store: Path) -> Iterator[Path]:
 def read_note(folder: Path) -> JobNote | None:
     """The job whose results a folder holds; None when that cannot be read."""
     try:
-        return msgspec.json.decode((folder / _NOTE).read_bytes(), type=JobNote)
+        text = read_replaced(folder / _NOTE)
+        return None if text is None else msgspec.json.decode(text, type=JobNote)
     except (OSError, ValueError):
         return None
 
@@ -312,9 +314,8 @@ def _created(folder: Path) -> tuple[datetime, str]:
 def _read_hidden(folder: Path) -> Hidden:
     path = folder / _HIDDEN
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Hidden)
-    except FileNotFoundError:
-        return Hidden()
+        text = read_replaced(path)
+        return Hidden() if text is None else msgspec.json.decode(text, type=Hidden)
     except (OSError, ValueError) as error:
         raise JobError(
             f"{path} cannot be read, so it is not known which results do not count.",
@@ -350,7 +351,7 @@ def check_free(folder: Path) -> None:
 
     Raises:
         CheckpointBusy: another driver holds the folder; the message names its job.
-        InvalidInput: nothing can be written there.
+        InvalidInput: nothing can be written there, or whether a driver holds it cannot be read.
     """
     try:
         try_writing(folder)
@@ -365,6 +366,12 @@ def check_free(folder: Path) -> None:
         return
     except CheckpointBusy as error:
         raise _named(folder, error) from error
+    except OSError as error:
+        raise InvalidInput(
+            f"The checkpoint {folder} cannot be read: {error.filename}: {error.strerror}.",
+            hint="Whether another job sends the same rows now is not known. Check that disk and "
+            "submit the job again, or choose another place with --checkpoint-dir.",
+        ) from error
 
 
 def _named(folder: Path, error: CheckpointBusy) -> CheckpointBusy:

@@ -26,6 +26,7 @@ from domyn_swarm.model import Location, ProcessId, Reach
 from domyn_swarm.paths import write_private
 from domyn_swarm.probing import Clock, comes_true
 from domyn_swarm.process_identity import host_reach, still_there, this_host, this_process
+from domyn_swarm.replaced_files import read_replaced
 
 _NAME = re.compile(r"^lease-(\d{6})\.json$")
 BEAT_S = 2.0
@@ -175,6 +176,9 @@ def holder_of(folder: Path) -> Holder | None:
     """The holder of a checkpoint; None if none is evident at once.
 
     For a holder on another machine only time can tell (see `acquire`).
+
+    Raises:
+        OSError: that cannot be read.
     """
     generation = _highest(folder)
     found = _read(folder, generation) if generation else None
@@ -214,6 +218,7 @@ def check_silent(folder: Path, *, silent_s: float = 2 * BEAT_S + 1, clock: Clock
     Raises:
         CheckpointBusy: a driver holds it; the message names it.
         FileNotFoundError: there is no such folder.
+        OSError: whether a driver holds it cannot be read.
     """
     generation = _highest(folder)
     holder = _read(folder, generation) if generation else None
@@ -318,8 +323,13 @@ def _document(counter: int, *, released: bool) -> str:
 
 
 def _read(folder: Path, generation: int) -> Holder | None:
-    """The holder; None if the file does not exist or is not a lease."""
+    """The holder; None if the file does not exist or is not a lease.
+
+    Raises:
+        OSError: it cannot be read, so that its holder may live.
+    """
     try:
-        return Holder(**json.loads(_path(folder, generation).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        text = read_replaced(_path(folder, generation))
+        return None if text is None else Holder(**json.loads(text))
+    except (ValueError, TypeError):
         return None
