@@ -18,7 +18,7 @@ from command_line import PROGRAM
 from domyn_swarm.backends import node_report
 from domyn_swarm.backends.checks import Check
 from domyn_swarm.backends.rehearsal import Rehearsal
-from domyn_swarm.backends.slurm.layout import rehearsal_script
+from domyn_swarm.backends.slurm.script_contents import rehearsal_script
 from domyn_swarm.config import load
 from domyn_swarm.errors import ConfigError
 from domyn_swarm.planning.plan import DeploymentContext, DeploymentPlan

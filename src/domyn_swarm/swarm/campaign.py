@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
-from domyn_swarm.backends.slurm.layout import drain_window_s, slurm_config
+from domyn_swarm.backends.slurm.script_contents import drain_window_s, slurm_config
 from domyn_swarm.backends.slurm.script_files import watchdog_spec
 from domyn_swarm.backends.watchdog_spec import build_watchdog_spec
 from domyn_swarm.config.units import time_limit_s

@@ -2,7 +2,7 @@
 actions on both, as events in a queue.
 
 The rules are imported from the code that runs on the nodes: when a replica drains before its time
-limit (`slurm/layout`), how long that may take (its watchdog's spec), when an engine is restarted
+limit (`slurm/script_contents`), how long that may take (its watchdog's spec), when an engine is restarted
 (`Restarts`), when a job is signalled, runs again or ends (`slurm/job_runs`), to which replica a row
 goes (`dispatch`), what a job costs (`jobs/gpu_hours`), and its forecast of the remaining time
 (`forecaster`).
@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from itertools import accumulate
 
 from domyn_swarm.backends.slurm.job_runs import JobRuns, following, was_fruitless, why_over
-from domyn_swarm.backends.slurm.layout import job_warning_s
+from domyn_swarm.backends.slurm.script_contents import job_warning_s
 from domyn_swarm.batch.outcomes.forecaster import Forecaster
 from domyn_swarm.batch.outcomes.strata import Strata, StratumSums, stratum_of
 from domyn_swarm.batch.run.dispatch import Dispatch

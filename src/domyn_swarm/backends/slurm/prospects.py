@@ -11,7 +11,6 @@ from pathlib import Path
 from domyn_swarm.backends.endpoint.view import read_address
 from domyn_swarm.backends.protocols import ASLEEP, PlatformPart, ServingHandle
 from domyn_swarm.backends.slurm.ending import Scheduler
-from domyn_swarm.backends.slurm.layout import slurm_config
 from domyn_swarm.backends.slurm.parts import JobsOfParts, task_of
 from domyn_swarm.backends.slurm.reasons import (
     AFTER_ENDPOINT,
@@ -20,6 +19,7 @@ from domyn_swarm.backends.slurm.reasons import (
     limits_the_user,
 )
 from domyn_swarm.backends.slurm.recovery import comes_back
+from domyn_swarm.backends.slurm.script_contents import slurm_config
 from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.paths import SwarmPaths
 from domyn_swarm.planning.plan import DeploymentPlan

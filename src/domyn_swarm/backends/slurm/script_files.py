@@ -12,7 +12,7 @@ from typing import Any
 
 from domyn_swarm.backends.endpoint.own_endpoint import build_endpoint_spec
 from domyn_swarm.backends.protocols import LaunchScripts
-from domyn_swarm.backends.slurm.layout import (
+from domyn_swarm.backends.slurm.script_contents import (
     endpoint_script,
     engine_python,
     replica_script,

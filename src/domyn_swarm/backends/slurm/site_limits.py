@@ -22,7 +22,7 @@ from domyn_swarm.backends.slurm.allowance import (
     partition_limits,
     qos_limits,
 )
-from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
+from domyn_swarm.backends.slurm.script_contents import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.site_answers import Row, SiteAnswers
 from domyn_swarm.config.units import memory_gb, time_limit_s
 from domyn_swarm.errors import PlatformError

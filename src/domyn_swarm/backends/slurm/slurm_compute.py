@@ -20,10 +20,10 @@ from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.job_runs import JobRuns, cancelled_word, last_words, slurm_ids
-from domyn_swarm.backends.slurm.layout import job_script
 from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.queue import is_job, job_name
 from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, explained
+from domyn_swarm.backends.slurm.script_contents import job_script
 from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 from domyn_swarm.backends.slurm.step_log import written_cause
 from domyn_swarm.backends.slurm.steps import Steps

@@ -15,7 +15,7 @@ from domyn_swarm.backends.node_checks import Visited, node_checks
 from domyn_swarm.backends.rehearsal import OtherNode, Rehearsal, Visit, question, watched
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import WouldTake
-from domyn_swarm.backends.slurm.layout import (
+from domyn_swarm.backends.slurm.script_contents import (
     REHEARSAL,
     REHEARSAL_COMMENT,
     container_program,

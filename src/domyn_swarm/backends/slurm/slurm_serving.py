@@ -26,7 +26,6 @@ from domyn_swarm.backends.protocols import (
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Ending, Scheduler
-from domyn_swarm.backends.slurm.layout import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.parts import (
     JobsOfParts,
     parts_of,
@@ -37,6 +36,7 @@ from domyn_swarm.backends.slurm.parts import (
 from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, no_log, of_part
 from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
 from domyn_swarm.backends.slurm.recovery import comes_back
+from domyn_swarm.backends.slurm.script_contents import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.script_files import (
     render_scripts,
     write_endpoint_spec,

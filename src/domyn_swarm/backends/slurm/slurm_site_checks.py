@@ -21,7 +21,7 @@ from domyn_swarm.backends.checks import (
     resolves,
     warning,
 )
-from domyn_swarm.backends.slurm.layout import container_program, interpreter, slurm_config
+from domyn_swarm.backends.slurm.script_contents import container_program, interpreter, slurm_config
 from domyn_swarm.backends.slurm.scripts import load_modules
 from domyn_swarm.backends.slurm.site_answers import SiteAnswers
 from domyn_swarm.backends.slurm.site_limits import limit_checks

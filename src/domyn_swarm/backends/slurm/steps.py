@@ -17,9 +17,9 @@ from domyn_swarm.backends.protocols import ComputeSpec
 from domyn_swarm.backends.slurm.ending import Scheduler
 from domyn_swarm.backends.slurm.invocation import submitting_environment
 from domyn_swarm.backends.slurm.job_runs import next_script
-from domyn_swarm.backends.slurm.layout import job_script, step_script
 from domyn_swarm.backends.slurm.printed import refusal
 from domyn_swarm.backends.slurm.queue import job_name, tagged
+from domyn_swarm.backends.slurm.script_contents import job_script, step_script
 from domyn_swarm.errors import ConfigError, PlatformUnavailable, SubmitRejected
 from domyn_swarm.paths import JobPaths, SwarmPaths, private_file, write_private
 from domyn_swarm.planning.plan import SrunResources
