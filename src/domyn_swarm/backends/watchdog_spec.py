@@ -12,7 +12,7 @@ engine_log               what the engine prints is appended here
 health_path              GET, 2xx means alive
 metrics_path             GET, Prometheus text; none: nothing is known of requests
 running_metric, waiting_metric, progress_metrics
-                         names in it (see `planning.context.ServingSpec`)
+                         names in it (see `planning.plan.ServingSpec`)
 reported_metrics         what of it is reported: field of the report, name in it
 first_request            path and body; a status below 500 is needed before the first `ready`
 failure_patterns         known causes of death, searched in the end of the log

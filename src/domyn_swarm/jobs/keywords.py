@@ -1,5 +1,5 @@
 """Typed keywords of the Python API, for editors' completion and the reference of the site. Values
-are checked where they are used, by `options`, `naming` and `running`.
+are checked where they are used, by `run_options`, `naming` and `running`.
 """
 
 from __future__ import annotations

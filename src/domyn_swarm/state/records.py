@@ -16,7 +16,7 @@ class SwarmRecord(Record):
     detail: str = ""
     swarm_dir: str
     plan_json: str
-    parts: tuple[dict[str, Any], ...] = ()  # `backends.base.PlatformPart`, as JSON
+    parts: tuple[dict[str, Any], ...] = ()  # `backends.protocols.PlatformPart`, as JSON
     location: Location | None = None  # None: not recorded
     created_at: datetime
     updated_at: datetime

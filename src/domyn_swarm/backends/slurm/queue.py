@@ -89,7 +89,7 @@ class TaggedJob(NamedTuple):
 
     @property
     def replicas(self) -> range:
-        """The replicas that the task runs, limited to the swarm's number of replicas."""
+        """The replicas of the task. The last task of a swarm may have a smaller number of them."""
         if self.kind != "replica":
             return range(0)
         return range(self.group * self.per_task, (self.group + 1) * self.per_task)
