@@ -29,7 +29,7 @@ REPORT = {"replica": 0, "state": "ready", "incarnation": "a", "sequence": 1}
 
 def every_record() -> list[type[Record]]:
     for module in pkgutil.walk_packages(domyn_swarm.__path__, "domyn_swarm."):
-        if not {"migrations", "sdk", "plugins", "__main__"} & set(module.name.split(".")):
+        if not {"migrations", "sdk", "__main__"} & set(module.name.split(".")):
             importlib.import_module(module.name)
 
     def below(kind: type[Record]) -> list[type[Record]]:

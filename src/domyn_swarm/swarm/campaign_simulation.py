@@ -2,10 +2,10 @@
 actions on both, as events in a queue.
 
 The rules are imported from the code that runs on the nodes: when a replica drains before its time
-limit (`slurm/script_contents`), how long that may take (its watchdog's spec), when an engine is restarted
-(`Restarts`), when a job is signalled, runs again or ends (`slurm/job_runs`), to which replica a row
-goes (`dispatch`), what a job costs (`jobs/gpu_hours`), and its forecast of the remaining time
-(`forecaster`).
+limit (`slurm/script_contents`), how long that may take (its watchdog's spec), when an engine is
+restarted (`Restarts`), when a job is signalled, runs again or ends (`slurm/job_runs`), to which
+replica a row goes (`dispatch`), what a job costs (`jobs/gpu_hours`), and its forecast of the
+remaining time (`forecaster`).
 
 Rows in the slots of a replica are a renewal process (Cox, *Renewal Theory*, 1962): without
 disturbances, work proceeds at a rate set by the number of slots, and no single row is simulated.

@@ -38,7 +38,7 @@ class ElasticPlatform(Protocol):
         """
 
     def release(self, places: Collection[int]) -> None:
-        """End these places: those that wait at once, those that run once they have drained. Idempotent.
+        """End these places: one that waits at once, one that runs once it has drained. Idempotent.
 
         Raises:
             PlatformError: the platform cannot be asked.

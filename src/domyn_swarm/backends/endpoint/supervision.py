@@ -115,7 +115,7 @@ class Supervision:
         return True
 
     async def _report_failure(self, spec: EndpointSpec) -> None:
-        """Notify the webhook once that no replica will serve again; while `up` waits, it does so."""
+        """Notify the webhook once that no replica will serve again; `up` does it while it waits."""
         reasons = self._collector.failures()
         launching = claims.is_held(self._paths.launcher(spec.tag))
         if not reasons or len(reasons) < len(self._collector.wanted):
