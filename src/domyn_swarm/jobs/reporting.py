@@ -114,11 +114,11 @@ class Reporter:
         )  # one that goes on has all the time
         self._ends_at = None if spec is None else ends_at(spec, paths, time.time())
 
-    def progress(self) -> None:
+    def write_progress(self) -> None:
         """Write the present progress. Blocks."""
         self._write(self._progress(), self._trace_line())
 
-    async def keep_progress(self) -> None:
+    async def write_progress_in_thread(self) -> None:
         """The same on a thread: a slow disk delays no request."""
         await in_thread(self._write, self._progress(), self._trace_line())
 

@@ -84,7 +84,7 @@ class _Worker:
         """Run to the end; returns the exit code."""
         published, error, reason = False, None, None
         await self._count_gpu_hours()
-        self._reporter.progress()
+        self._reporter.write_progress()
         try:
             self._budget.check_counted()
             await self._endpoint_known()
@@ -100,7 +100,7 @@ class _Worker:
             raise
         finally:
             self._reporter.state = "ended"
-            self._reporter.progress()
+            self._reporter.write_progress()
             plan = self._prepared.plan
             self._reporter.result(
                 plan.folder if self._spec.checkpointing else None,
@@ -136,7 +136,7 @@ class _Worker:
         _log.warning("%s", self._tally.paused)
         self._reporter.state = "running"
         while self._endpoint_away():
-            self._reporter.progress()
+            self._reporter.write_progress()
             if (why := await fate()) is not None:
                 raise JobError(
                     f"{why}. Its endpoint will not come back.",
@@ -214,7 +214,7 @@ class _Worker:
             if self._budget.spent and not run.stopped:
                 _log.warning("the budget of GPU-hours is used up: finishing rows in flight")
                 run.stop()
-            await self._reporter.keep_progress()
+            await self._reporter.write_progress_in_thread()
             await run.keep_account(self._spec.job_id)
             await asyncio.sleep(_PROGRESS_S)
 

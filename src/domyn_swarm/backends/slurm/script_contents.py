@@ -1,4 +1,6 @@
-"""From a plan to the scripts of its jobs. Pure: runs no command and writes no file."""
+"""The contents of batch scripts: options, environment and command of each Slurm job, from the plan.
+Pure: runs no command and writes no file.
+"""
 
 from __future__ import annotations
 
