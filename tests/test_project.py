@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,6 +109,26 @@ def test_modules_that_the_map_names_are_there(page: str) -> None:
     ]
     assert named
     assert not missing
+
+
+def test_drawings_name_modules_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors = "|".join(sorted(one.stem for one in SOURCE.iterdir()))
+    drawings = "\n".join(re.findall(r"```mermaid\n(.+?)```", text, re.DOTALL))
+    named = re.findall(rf"\b(?:{floors})(?:/[a-z_0-9]+)+", drawings)
+    assert named
+    assert not [one for one in named if not (SOURCE / f"{one}.py").is_file()]
+
+
+def test_the_table_of_floors_and_its_contract_name_everything_once() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    there = sorted(one.stem for one in SOURCE.iterdir() if one.suffix == ".py" or one.is_dir())
+    there = [one for one in there if not one.startswith("__")]
+    table = text[text.index("| floor | contents |") : text.index("Two lists are tested")]
+    assert [one for one in there if f"`{one}`" not in table] == []
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert sorted(re.findall(r"\w+", " ".join(layers))) == there
 
 
 def test_names_that_answer_where_something_is_are_defined_there() -> None:
