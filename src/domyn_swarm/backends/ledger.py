@@ -24,7 +24,7 @@ class SwarmEntry(Record):
     tag: str
     name: str
     backend: str
-    user: str  # the place of its processes
+    user: str  # the user that its processes run as
     swarm_dir: str
     model: str
     gpus_per_replica: int
