@@ -1,7 +1,7 @@
 """Runs as many replicas of an elastic swarm as there is work for, as `elastic` decides.
 
 Every second it looks at what jobs and clients want and at what runs, and writes down what shall run
-before it asks the platform for it. How a replica goes: see `leaving`.
+before it asks the platform for it. How a replica goes: see `surplus_replicas`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from domyn_swarm.backends.endpoint.elastic import (
 )
 from domyn_swarm.backends.endpoint.elastic_state import ElasticState, read_state
 from domyn_swarm.backends.endpoint.endpoint_spec import ElasticSpec, EndpointSpec
-from domyn_swarm.backends.endpoint.leaving import Leaving
 from domyn_swarm.backends.endpoint.place_requests import PlaceRequests
 from domyn_swarm.backends.endpoint.platform_protocol import ElasticPlatform, Placed
 from domyn_swarm.backends.endpoint.supervision import Activity
+from domyn_swarm.backends.endpoint.surplus_replicas import SurplusReplicas
 from domyn_swarm.backends.ledger import note_wanted
 from domyn_swarm.errors import PlatformError
 from domyn_swarm.logs import get_logger
@@ -96,7 +96,7 @@ class Elasticity:
             clock,
         )
         has_gauges = spec.metrics_path is not None and spec.running_metric is not None
-        self._leaving = Leaving(
+        self._surplus = SurplusReplicas(
             *(platform, collector, self._requests, self._reports),
             has_gauges=has_gauges,
             clock=clock,
@@ -119,12 +119,12 @@ class Elasticity:
             await _whatever_fails(self.look)
             await asyncio.sleep(_AT_LEAST_S)
             while not self._came.is_set() and (rest_s := next_at - self._clock.monotonic()) > 0:
-                if self._leaving.waits:
+                if self._surplus.has_unreleased:
                     rest_s = min(rest_s, _LEAVING_LOOK_S)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(rest_s):
                         await self._came.wait()
-                await _whatever_fails(self._leaving.end)
+                await _whatever_fails(self._surplus.end_idle)
             self._came.clear()
 
     def expected_s(self) -> float | None:
@@ -169,13 +169,13 @@ class Elasticity:
         found = decide(work, places, self._bounds, measured, taken, warm=warm)
         if found.wanted != set(state.wanted):
             await self._want(found.wanted, found.reason, {one.number for one in warm})
-        self._leaving.surplus(placed.keys() - found.wanted, any_wanted=bool(found.wanted))
-        await self._leaving.end()
+        self._surplus.set_surplus(placed.keys() - found.wanted, any_wanted=bool(found.wanted))
+        await self._surplus.end_idle()
         await self._begin(found.wanted - placed.keys())
 
     async def _warm(self, leaving: Collection[int]) -> list[Place]:
         """Of places that are not wanted: those that serve yet, and were not told to end."""
-        warm = self._leaving.still_warm(leaving)
+        warm = self._surplus.still_warm(leaving)
         busy = await self._requests.at(warm) if warm else {}
         return [Place(one, PlaceState.READY, requests=busy.get(one)) for one in warm]
 
@@ -198,7 +198,7 @@ class Elasticity:
         replicas = [index for one in wanted for index in self._replicas_of(one)]
         with contextlib.suppress(OSError):  # then the wait for a replica is not in the ledger
             await asyncio.to_thread(note_wanted, self._elastic.ledger_entry, replicas)
-        self._leaving.changed(gone=gone, added=added)
+        self._surplus.note_change(gone=gone, added=added)
         if added:
             self._try_again_at = 0.0
         self._announce()

@@ -1,8 +1,7 @@
-"""The places of an elastic swarm that are not wanted any more, until they have ended.
+"""Ends the surplus replicas of an elastic swarm without losing a request.
 
-A replica that goes leaves the router's list first; once drivers and router have surely followed,
-and its engine says that it has no request, it is told to end. So none of its requests is lost,
-however long they take.
+A surplus replica leaves the router's list first. It is ended once drivers and router have certainly
+read that list and its engine reports that it has no request, however long its requests take.
 """
 
 from __future__ import annotations
@@ -16,14 +15,16 @@ from domyn_swarm.backends.endpoint.platform_protocol import ElasticPlatform
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Clock
 
-_LEFT_S = 1.5  # so long after a replica left the lists drivers have surely followed
-_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last one stays listed until the router has another
-_SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
+_LEFT_S = 1.5  # after a replica left the lists: drivers have certainly read them by then
+_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last replica stays listed until the router has another
+_SILENT_S = 30.0  # an engine with gauges that is silent for this long serves no client
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 
 
-class Leaving:
-    """Follows them. `has_gauges`: whether the engines say how many requests they have."""
+class SurplusReplicas:
+    """The surplus places until they have ended. `has_gauges`: whether the engines report how many
+    requests they have.
+    """
 
     def __init__(
         self,
@@ -42,13 +43,13 @@ class Leaving:
         self._has_gauges = has_gauges
         self._clock = clock
         self._left_at: dict[int, float] = {}
-        self._given_back: set[int] = set()  # the same, but for those of an earlier program
-        self._released: set[int] = set()  # told to end
+        self._given_back: set[int] = set()  # the same, without those of an earlier program
+        self._released: set[int] = set()  # the platform was asked to end them
         self._surplus: frozenset[int] = frozenset()
         self._rests_s = _LEFT_S
 
-    def changed(self, *, gone: Collection[int], added: Collection[int]) -> None:
-        """These are not wanted from now on, and those are."""
+    def note_change(self, *, gone: Collection[int], added: Collection[int]) -> None:
+        """Note the places that are surplus from now on, and those that are wanted again."""
         now = self._clock.monotonic()
         for one in gone:
             self._left_at[one] = now
@@ -56,12 +57,12 @@ class Leaving:
         self._released -= set(added)
 
     def still_warm(self, surplus: Collection[int]) -> set[int]:
-        """Of places that are not wanted: those that serve yet, and were not told to end."""
+        """The surplus places that still serve, and that the platform was not asked to end."""
         mine = (self._given_back & set(surplus)) - self._released
         return {one for one in mine if self._is_ready(one)}
 
-    def surplus(self, places: Collection[int], *, any_wanted: bool) -> None:
-        """These are there, and not wanted; `any_wanted`: others are."""
+    def set_surplus(self, places: Collection[int], *, any_wanted: bool) -> None:
+        """Set the places that exist and are not wanted. `any_wanted`: whether others are."""
         now = self._clock.monotonic()
         self._surplus = frozenset(places)
         self._rests_s = _LEFT_S if any_wanted else _ASLEEP_S
@@ -69,12 +70,12 @@ class Leaving:
         self._released &= self._surplus
 
     @property
-    def waits(self) -> bool:
-        """Whether some have not been told to end yet."""
+    def has_unreleased(self) -> bool:
+        """Whether the platform has still to be asked to end some of them."""
         return bool(self._surplus - self._released)
 
-    async def end(self) -> None:
-        """Have those end that have nothing to do any more.
+    async def end_idle(self) -> None:
+        """Ask the platform to end the surplus places without requests.
 
         Raises:
             PlatformError: the platform cannot be asked.
