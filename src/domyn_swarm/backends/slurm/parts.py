@@ -8,14 +8,8 @@ from domyn_swarm.backends.protocols import PlatformPart
 from domyn_swarm.backends.slurm.queue import TaggedJob
 from domyn_swarm.backends.slurm.slurm_states import SlurmJob
 
-JobsOfParts = Mapping[
-    PlatformPart, SlurmJob | None
-]  # the job in each part's place; None: there is none
-
-
-def replicas_of(task: int, per_task: int) -> range:
-    """The replicas of a task that holds `per_task` of them."""
-    return range(task * per_task, (task + 1) * per_task)
+JobsOfParts = Mapping[PlatformPart, SlurmJob | None]
+"""The job in each part's place; None: there is none."""
 
 
 def replica_parts(array: str, replicas: Iterable[int], per_task: int) -> list[PlatformPart]:

@@ -79,6 +79,11 @@ JOB_PREFIX = "job-"
 _Kind = Literal["endpoint", "replica", "job"]
 
 
+def replicas_of(task: int, per_task: int) -> range:
+    """The replicas of a task that holds `per_task` of them. The last task may hold fewer."""
+    return range(task * per_task, (task + 1) * per_task)
+
+
 class TaggedJob(NamedTuple):
     """A job of the swarm. `group` is the number of its task, from which its replicas follow."""
 
@@ -89,10 +94,10 @@ class TaggedJob(NamedTuple):
 
     @property
     def replicas(self) -> range:
-        """The replicas of the task. The last task of a swarm may have a smaller number of them."""
+        """The replicas of the task, of which the last task may hold fewer."""
         if self.kind != "replica":
             return range(0)
-        return range(self.group * self.per_task, (self.group + 1) * self.per_task)
+        return replicas_of(self.group, self.per_task)
 
 
 def comment_of(tag: str, what: str) -> str:

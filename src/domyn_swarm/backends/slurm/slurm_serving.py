@@ -30,11 +30,10 @@ from domyn_swarm.backends.slurm.parts import (
     JobsOfParts,
     parts_of,
     replica_parts,
-    replicas_of,
     task_of,
 )
 from domyn_swarm.backends.slurm.prospects import Prospects, batch_log, ended_how, no_log, of_part
-from domyn_swarm.backends.slurm.queue import TaggedJob, tagged
+from domyn_swarm.backends.slurm.queue import TaggedJob, replicas_of, tagged
 from domyn_swarm.backends.slurm.recovery import comes_back
 from domyn_swarm.backends.slurm.script_contents import replicas_per_task, slurm_config
 from domyn_swarm.backends.slurm.script_files import (
