@@ -1,5 +1,5 @@
-"""The one retry layer: sends requests of rows to an endpoint that may be busy, moving or
-unreachable.
+"""The one retry layer: sends each request of a row to an endpoint that may be busy, moving or
+unreachable, until it is answered or `asking` gives it up.
 """
 
 from __future__ import annotations
