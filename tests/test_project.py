@@ -138,6 +138,9 @@ def test_names_that_answer_where_something_is_are_defined_there() -> None:
     missing = [(module, name) for module, name in answers if not _defines(module, name)]
     assert len(answers) == len(questions) >= 10
     assert not missing
+    others = [ROOT / "docs" / page for page in MAPS if page != "internals/where.md"]
+    pages = "".join(page.read_text(encoding="utf-8") for page in others)
+    assert [module for module, _ in answers if f"`{module}`" not in pages] == []
 
 
 def _defines(module: str, name: str) -> bool:
