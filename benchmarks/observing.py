@@ -68,7 +68,7 @@ def progress_ms() -> float:
     with tempfile.TemporaryDirectory() as folder:
         reporter = Reporter(JobPaths(Path(folder)), tally)
         reporter.state = "running"
-        return best_s(reporter.progress) * 1e3
+        return best_s(reporter.write_progress) * 1e3
 
 
 def scrape_ms(replicas: int, jobs: int) -> float:

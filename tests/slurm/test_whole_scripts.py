@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from domyn_swarm import engines
 from domyn_swarm.backends.protocols import ComputeSpec
-from domyn_swarm.backends.slurm import layout, script_files
+from domyn_swarm.backends.slurm import script_contents, script_files
 from domyn_swarm.config import DomynLLMSwarmConfig
 from domyn_swarm.config.backends import SlurmConfig
 from domyn_swarm.paths import SwarmPaths, private_dir, write_private
@@ -134,9 +134,11 @@ def test_how_a_site_is_asked_for_gpus_and_memory(
 ) -> None:
     keys = {"gpus_per_replica": 2, "gpus_per_node": 4, "replicas": 2, "backend": backend}
     plan, context = planned(node, tmp_path, **keys)
-    assert layout.replicas_per_task(plan, whole_nodes=False) == per_task
+    assert script_contents.replicas_per_task(plan, whole_nodes=False) == per_task
     paths = SwarmPaths.of(plan.home_directory, plan.name)
-    asked = options(layout.replica_script(plan, context, paths, per_task).render("batch.sh.j2"))
+    asked = options(
+        script_contents.replica_script(plan, context, paths, per_task).render("batch.sh.j2")
+    )
     assert (asked.get("gres"), asked.get("mem"), "exclusive" in asked) == expected
 
 
@@ -146,9 +148,9 @@ def test_a_replica_whose_gpus_nobody_binds_is_alone_on_its_nodes(
 ) -> None:
     keys = {"gpus_per_replica": gpus, "gpus_per_node": 4, "backend": {"gres": "none"}}
     plan, context = planned(node, tmp_path, **keys)
-    assert layout.replicas_per_task(plan, whole_nodes=False) == 1
+    assert script_contents.replicas_per_task(plan, whole_nodes=False) == 1
     paths = SwarmPaths.of(plan.home_directory, plan.name)
-    asked = options(layout.replica_script(plan, context, paths, 1).render("batch.sh.j2"))
+    asked = options(script_contents.replica_script(plan, context, paths, 1).render("batch.sh.j2"))
     assert "exclusive" in asked
 
 
@@ -183,8 +185,8 @@ def test_the_scripts_of_a_job(
     limit = [] if limit_s is None else ["--time-limit=90"]
     wrapper = ["-m", "domyn_swarm.backends.exit_wrapper", *limit, f"{job_dir}/exit.json", "/a b"]
     expected = {"argv": [*wrapper, "--", str(node.venv / "bin/python"), *words], "env": env}
-    assert node.run(layout.job_script(spec).render("batch.sh.j2")) == expected
-    assert node.run(layout.step_script(spec).render("step.sh.j2")) == expected
+    assert node.run(script_contents.job_script(spec).render("batch.sh.j2")) == expected
+    assert node.run(script_contents.step_script(spec).render("step.sh.j2")) == expected
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_job_asks_slurm_for_whole_minutes_and_is_warned_before_they_end(
         resources=JobResources(time_limit_s=limit_s),
         platform_options={"type": "slurm", "partition": "p", "time_limit": "36:00:00"},
     )
-    lines = layout.job_script(spec).render("batch.sh.j2").splitlines()
+    lines = script_contents.job_script(spec).render("batch.sh.j2").splitlines()
     assert f"#SBATCH --time={minutes}" in lines
     assert f"#SBATCH --signal=B:USR1@{warned_s}" in lines
 
@@ -231,7 +233,7 @@ def test_a_job_may_start_with_less_time_where_nothing_says_how_much_it_gets(
         resources=JobResources(time_limit_s=limit_s),
         platform_options={"type": "slurm", "partition": ["a", "b"], "time_limit": limits, **keys},
     )
-    script = layout.job_script(spec).render("batch.sh.j2")
+    script = script_contents.job_script(spec).render("batch.sh.j2")
     found = {one.removeprefix("#SBATCH --") for one in script.splitlines()}
     assert {one for one in found if one.startswith(("time", "signal"))} == lines
     assert "partition=a,b" in found
