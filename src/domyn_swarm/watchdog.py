@@ -381,8 +381,6 @@ def kill_group(group: int, number: int) -> None:
 def becoming_engine(parent: int) -> Callable[[], None]:
     """Run in a new child: a process group of its own, killed by the kernel when its parent dies.
     Not a session of its own: only our programs lead sessions, and they are signalled directly.
-
-    Not a session of its own: who leads a session is a program of ours, told to stop directly.
     """
     system = ctypes.CDLL(None)
 

@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
 _AFTER_LIMIT_S = 60.0
 _OF_WARNING = 0.75  # of the time from the warning to the limit, for the program to end in
-_LOOK_S = 0.2  # whether it was told to end
+_LOOK_S = 0.2  # between checks for a signal to end
 _TRIES, _REST_S = 10, 1.0  # for writing the record: a disk may be full for a moment
 
 
@@ -85,8 +85,8 @@ class ProgramRun:
         once_stopped: Callable[[], None] | None = None,
     ) -> int:
         """Run the program to its end and record it; return its exit code, or 128 + the number of a
-        signal. `limit_s` 0: no limit. `once_stopped` is called once this process was told
-        to end, while the program may go on for a while.
+        signal. `limit_s` 0: no limit. `once_stopped` is called after this process received a signal
+        to end, while the program may keep running for a while.
         """
         signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
         try:

@@ -232,7 +232,7 @@ def wait(
         with rows(bar=not no_progress) as on_progress:
             seen = JobService().wait(which, timeout_s=timeout, on_progress=on_progress)
     except KeyboardInterrupt:
-        say("\nInterrupted: the job goes on. The same command waits for it again.")
+        say("\nInterrupted: the job keeps running. The same command waits for it again.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     show_job(seen, form)
     if not seen.status.final:

@@ -58,7 +58,7 @@ def preview(
 
     form = chosen_format(output_format, as_json, as_yaml)
     if form is not Format.TABLE and yes:
-        raise typer.BadParameter("-y goes on with the job: leave --json and --yaml out.")
+        raise typer.BadParameter("-y submits the job: leave --json and --yaml out.")
     request = read_job(flags.file, flags.layer(), detached=detach)
     found = tried(lambda: JobService().preview(request, say, rows=rows))
     show_preview(found, form)

@@ -79,7 +79,7 @@ def submit(
         )
     _check_forecast(forecast, others=dry_run or print_job, said=yes or sample is not None)
     if forecast and as_json and yes:
-        raise typer.BadParameter("-y goes on with the job: leave --json out.")
+        raise typer.BadParameter("-y submits the job: leave --json out.")
     request = read_job(flags.file, flags.layer(), detached=detach)
     if print_job:
         from domyn_swarm.config.sources import yaml_text

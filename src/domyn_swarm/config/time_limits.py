@@ -20,7 +20,7 @@ TimeLimit = Annotated[str, AfterValidator(_time_limit)]
 
 
 class TimeRange(Section):
-    """A time limit between two, of which Slurm chooses one as it starts the job."""
+    """A range of time limits, from which Slurm chooses one when it starts the job."""
 
     min: TimeLimit = Field(description="shortest time limit with which it may start")
     max: TimeLimit = Field(description="longest time limit that it may be given")

@@ -120,7 +120,7 @@ def dry_run(trial: Trial) -> DryRun:
 def _of_sharing(plan: BatchPlan) -> list[str]:
     if not plan.dedup:
         return []
-    return ["Rows of one value share a request (--dedup); the estimate is as if each had its own."]
+    return ["Equal rows share a request (--dedup); the estimate counts a request for each row."]
 
 
 def rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:

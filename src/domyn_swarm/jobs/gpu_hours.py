@@ -187,5 +187,5 @@ class Budget:
         return BudgetSpent(
             f"Its budget of {self._hours:.4g} GPU-hours (--max-gpu-hours) is used up; {left}.",
             hint=f"Finished rows are kept: `domyn-swarm job resume {job_id} --max-gpu-hours H`"
-            " goes on, for so many more.",
+            " continues, for H more.",
         )

@@ -75,8 +75,9 @@ class SubmittedJob(JobHandle):
             return self._followed(timeout_s, progress=progress)
         except KeyboardInterrupt:
             raise interrupted(
-                f"Interrupted: the job {self.job_id} goes on. SubmittedJob.attach({self.job_id!r})"
-                " is it again: .wait() waits for it, .cancel() ends it."
+                f"Interrupted: the job {self.job_id} keeps running. "
+                f"SubmittedJob.attach({self.job_id!r}) is it again: .wait() waits for it, "
+                ".cancel() ends it."
             ) from None
 
     def cancel(self) -> JobSnapshot:

@@ -341,7 +341,7 @@ def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
     """Have the endpoint program end the swarm once the job has ended.
 
     Raises:
-        JobError: it cannot be told; the job runs all the same.
+        JobError: the request cannot be written; the job runs all the same.
     """
     file = swarm.paths.down_after / f"{handle.job_id}.json"
     try:

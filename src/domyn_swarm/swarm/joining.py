@@ -96,7 +96,7 @@ class SwarmJoining:
             SwarmNotFound: there is none of that name.
             RunsElsewhere: it can only be waited for on another host or cluster.
             LaunchError: it did not come up, or has ended.
-            WaitTimedOut: the time is over; it goes on.
+            WaitTimedOut: the time is over; the swarm keeps coming up.
         """
         swarm = self._lifecycle.attach(name)
         refuse_elsewhere(swarm.record, "wait for it")
@@ -203,7 +203,7 @@ class SwarmJoining:
             return None
         if seen.phase is Phase.STARTING:  # the time is over
             late = f"{swarm.record.name} was not ready in time: {seen.detail}."
-            raise _time_is_up(swarm, late) if keeps else NotReady(late, hint="That one goes on.")
+            raise _time_is_up(swarm, late) if keeps else NotReady(late, hint="It keeps running.")
         with _claimed(swarm) as ours:
             try:
                 return self._lifecycle.await_ready(
@@ -298,5 +298,5 @@ def _ready_again(swarm: LiveSwarm, waiting: Waiting) -> LiveSwarm:
 
 
 def _time_is_up(swarm: LiveSwarm, message: str) -> WaitTimedOut:
-    hint = f"It goes on: see `domyn-swarm status {swarm.record.name}`, or wait again."
+    hint = f"It keeps coming up: see `domyn-swarm status {swarm.record.name}`, or wait again."
     return WaitTimedOut(message, hint=hint)

@@ -1,4 +1,4 @@
-"""What an elastic swarm asks of its platform."""
+"""The interface through which an elastic swarm starts and ends replicas on its platform."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import NamedTuple, Protocol
 
 
 class Placed(NamedTuple):
-    """What a platform has in one place."""
+    """The state of one place on the platform."""
 
-    runs: bool  # else it waits in the queue
-    ends_in_s: float = math.inf
+    runs: bool  # False: it waits in the queue
+    ends_in_s: float = math.inf  # seconds to its time limit
 
 
 class ElasticPlatform(Protocol):
-    """What is asked of the platform. Called from threads."""
+    """Starts, lists and ends places. Called from threads."""
 
     @property
     def per_place(self) -> int:
-        """How many replicas it starts and ends together."""
+        """The number of replicas that the platform starts and ends together."""
 
     def places(self) -> Mapping[int, Placed]:
-        """What runs or waits of the swarm's replicas.
+        """The swarm's places that run or wait in the queue, by number.
 
         Raises:
             PlatformError: the platform cannot be asked.
         """
 
     def start(self, places: Collection[int]) -> None:
-        """See that each of these runs or waits. Idempotent.
+        """Start each of these places that neither runs nor waits in the queue. Idempotent.
 
         Raises:
-            PlatformError: some could not be started.
+            PlatformError: a place could not be started.
         """
 
     def release(self, places: Collection[int]) -> None:
-        """Have these end: what waits at once, what runs once it has drained. Idempotent.
+        """End these places: a waiting one at once, a running one after it has drained. Idempotent.
 
         Raises:
             PlatformError: the platform cannot be asked.

@@ -1,8 +1,8 @@
-"""The places of an elastic swarm that are not wanted any more, until they have ended.
+"""Ends the places of an elastic swarm that are no longer wanted, without losing a request.
 
-A replica that goes leaves the router's list first; once drivers and router have surely followed,
-and its engine says that it has no request, it is told to end. So none of its requests is lost,
-however long they take.
+A leaving replica is first removed from the router's list. Once drivers and router have surely
+followed and its engine reports no request, the platform is asked to end it. So none of its requests
+is lost, however long they take.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from domyn_swarm.backends.endpoint.place_requests import PlaceRequests
 from domyn_swarm.model import ReplicaReport, ReplicaState
 from domyn_swarm.probing import Clock
 
-_LEFT_S = 1.5  # so long after a replica left the lists drivers have surely followed
-_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last one stays listed until the router has another
-_SILENT_S = 30.0  # an engine that has gauges and does not answer for so long answers nobody
+_LEFT_S = 1.5  # after which drivers have surely followed a replica's removal from the lists
+_ASLEEP_S = OVERLAP_S + _LEFT_S  # the last replica stays listed until the router has another
+_SILENT_S = 30.0  # an engine with gauges that is silent for longer answers no client either
 _AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 
 
 class Leaving:
-    """Follows them. `has_gauges`: whether the engines say how many requests they have."""
+    """Tracks leaving places until they end. `has_gauges`: the engines report how many requests they
+    have.
+    """
 
     def __init__(
         self,
@@ -42,13 +44,13 @@ class Leaving:
         self._has_gauges = has_gauges
         self._clock = clock
         self._left_at: dict[int, float] = {}
-        self._given_back: set[int] = set()  # the same, but for those of an earlier program
-        self._released: set[int] = set()  # told to end
+        self._given_back: set[int] = set()  # as `_left_at`, but only by decisions of this program
+        self._released: set[int] = set()  # the platform was asked to end them
         self._surplus: frozenset[int] = frozenset()
         self._rests_s = _LEFT_S
 
     def changed(self, *, gone: Collection[int], added: Collection[int]) -> None:
-        """These are not wanted from now on, and those are."""
+        """Record a decision: `gone` are no longer wanted from now on, `added` are."""
         now = self._clock.monotonic()
         for one in gone:
             self._left_at[one] = now
@@ -56,12 +58,12 @@ class Leaving:
         self._released -= set(added)
 
     def still_warm(self, surplus: Collection[int]) -> set[int]:
-        """Of places that are not wanted: those that serve yet, and were not told to end."""
+        """The unwanted places that still serve and have not been asked to end."""
         mine = (self._given_back & set(surplus)) - self._released
         return {one for one in mine if self._is_ready(one)}
 
     def surplus(self, places: Collection[int], *, any_wanted: bool) -> None:
-        """These are there, and not wanted; `any_wanted`: others are."""
+        """Record the unwanted places that exist. `any_wanted`: other places are wanted."""
         now = self._clock.monotonic()
         self._surplus = frozenset(places)
         self._rests_s = _LEFT_S if any_wanted else _ASLEEP_S
@@ -70,11 +72,11 @@ class Leaving:
 
     @property
     def waits(self) -> bool:
-        """Whether some have not been told to end yet."""
+        """Whether a leaving place has not been asked to end yet."""
         return bool(self._surplus - self._released)
 
     async def end(self) -> None:
-        """Have those end that have nothing to do any more.
+        """Ask the platform to end the leaving places that have no requests.
 
         Raises:
             PlatformError: the platform cannot be asked.

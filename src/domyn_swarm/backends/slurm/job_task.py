@@ -1,4 +1,4 @@
-"""A run of a job that continues by itself, in its Slurm job: the batch script's program.
+"""Runs the program of a job that continues by itself: the batch script's program in a Slurm job.
 
     python -m domyn_swarm.backends.slurm.job_task SPEC -- PROGRAM [ARG …]
 
@@ -58,7 +58,9 @@ class JobTask:
         return [python, "-m", "domyn_swarm.backends.slurm.job_task", task, "--", *program]
 
     def run(self, program: Sequence[str], umask: int) -> int:
-        """Run the program; then the job has another run, or ends. Returns the exit code."""
+        """Run the program, then request the job's next run or record its end. Return the exit
+        code.
+        """
         paths, slurm_id = JobPaths(Path(self.job_dir)), self._slurm_id()
         running = ProgramRun(paths, self.warned_s)
         runs = begin_run(paths, slurm_id, self.stop_after_s, time.time())
@@ -83,8 +85,8 @@ class JobTask:
         return f"{job}.{os.environ['SLURM_STEP_ID']}" if self.step else job
 
     def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun, told: _ToldToEnd) -> bool:
-        """Have the job run once more, if its time limit alone ended this run, or that of the
-        endpoint whose step it is, or if Slurm took its node; whether it does.
+        """Request another run if the time limit ended this one, or the endpoint's limit did for a
+        step, or Slurm preempted or requeued it; return whether there is one.
         """
         paths = JobPaths(Path(self.job_dir))
         up = running.warned if self.step else running.timed_out
@@ -103,7 +105,9 @@ class JobTask:
 
 
 class _ToldToEnd:
-    """A run that is told to end: Slurm knows whether for another job, and what becomes of it."""
+    """A run that received a signal to end: asks Slurm whether it was preempted or requeued, and has
+    it followed by another run.
+    """
 
     def __init__(self, paths: JobPaths, runs: JobRuns, *, step: bool) -> None:
         self.comes_back: ComesBack | None = None
@@ -115,8 +119,8 @@ class _ToldToEnd:
         self._next = NextRun(paths, runs, lambda: False)
 
     def look(self) -> None:
-        """Ask Slurm, while the program ends. A job that Slurm does not bring back has a successor
-        from now on, which begins once it has ended: it may be killed at any moment.
+        """Ask Slurm while the program ends. If Slurm does not restart the job, submit its successor
+        at once, to start after this job has ended: this process may be killed at any moment.
         """
         if cancelled_word(self._paths).exists():
             return
@@ -131,7 +135,7 @@ class _ToldToEnd:
             self._succeeded = self._next.succeed(once_over=allocation)
 
     def goes_on(self, *, by_requeue: bool) -> bool:
-        """See that the job has its next run, now that this one's program has ended."""
+        """Request the job's next run, after the program has ended; return whether there is one."""
         if self.comes_back == "asks":
             return self._next.ask(by_requeue=by_requeue)
         if self.comes_back == "successor" and self._step:

@@ -87,7 +87,7 @@ class ReplicaTask:
             file = Path(told["ledger_file"]).with_name(f"task-{self._group}.jsonl")
             with private_file(file).open("ab") as ledger:
                 ledger.write(json.dumps({"job": self._job, **line}).encode() + b"\n")
-        except (OSError, LookupError, ValueError) as error:  # serving goes on without it
+        except (OSError, LookupError, ValueError) as error:  # the replica serves without it
             _log.warning("the ledger lacks an allocation of task %d: %r", self._group, error)
 
     def _leave_node(self, code: int) -> None:

@@ -18,7 +18,7 @@ another swarm continues after the last swarm's time limit.
     job.json, hidden.json                              see `job_store`
 
 It lies in the store of all jobs with the same requests, outside every swarm, so that another swarm
-goes on where the last one's time ended.
+continues where the last one ended.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ class Tally:
 
     @property
     def remark(self) -> str | None:
-        """A remark for the user about a run that goes on; None: there is none."""
+        """A remark for the user about the running job; None: there is none."""
         if not self.timed_out:
             return None
         limit = "" if self.timeout_s is None else f" of {self.timeout_s:g} s"

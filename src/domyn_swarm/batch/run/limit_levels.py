@@ -1,24 +1,24 @@
-"""What a limit of requests in flight was worth, as far as it was tried."""
+"""The measured throughput of a concurrency limit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LEAST = 1
-"""No limit is less."""
+"""The lowest limit."""
 
-_LEVEL = 0.25  # how much the newest window counts at least
+_LEVEL = 0.25  # the least weight of the newest window
 
 
 @dataclass
 class Level:
-    """What one limit is worth: its throughput, the newest windows counting most."""
+    """A limit and its throughput over the windows it was used in, the newest weighing most."""
 
     limit: int
     rate: float = 0.0
     windows: int = 0
 
     def add(self, rate: float) -> None:
-        """Take in a window."""
+        """Add a window's throughput."""
         self.windows += 1
         self.rate += max(_LEVEL, 1 / self.windows) * (rate - self.rate)
