@@ -232,10 +232,10 @@ class SwarmJob:
         """
 
     def check_items(self, items: Sequence[Any]) -> None:
-        """Find what would go wrong with every row, by the first ones.
+        """Check the first rows for a fault of the job that affects every row.
 
         Raises:
-            ConfigError: none of them can be asked, for a reason that lies in the job.
+            ConfigError: no row can be sent, because of the job.
         """
 
     @property

@@ -1,4 +1,4 @@
-"""From a plan to the scripts of its jobs. Pure: runs no command and writes no file."""
+"""Derives the scripts of a swarm's jobs from its plan. Pure: runs no command and writes no file."""
 
 from __future__ import annotations
 

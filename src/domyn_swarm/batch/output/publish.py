@@ -1,4 +1,4 @@
-"""From input and results to the output's files: a streaming join in input order, then a rename.
+"""Writes the output's files from input and results: a streaming join in input order, then a rename.
 
 Memory does not grow with the rows. If a file has types, open types are settled in a first pass over
 the rows, so that all batches agree.
