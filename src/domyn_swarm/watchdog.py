@@ -781,8 +781,8 @@ class Watchdog:
         except OSError:
             return {}
         metrics = parse_metrics(text.decode("utf-8", "replace")) if status == 200 else {}
-        told = {field: metrics.get(name) for field, name in spec.reported_metrics.items()}
-        self._reporter.update(sampled_at=time.monotonic(), **told)
+        figures = {field: metrics.get(name) for field, name in spec.reported_metrics.items()}
+        self._reporter.update(sampled_at=time.monotonic(), **figures)
         if metrics:
             self._ledger.note(busy=self._busy(metrics))
         return metrics

@@ -129,14 +129,14 @@ class ProgramRun:
         _record(self._exit_path, code, self._began, timed_out=timed_out, stopped=self.stopped)
 
 
-def _meaning(told: Sequence[int]) -> int:
+def _meaning(signals: Sequence[int]) -> int:
     """The signal that the program receives: SIGTERM for SIGUSR1, the scheduler's warning, and for
     SIGALRM, the end of its time; SIGKILL at the second request to end.
     """
-    warned = signal.SIGUSR1 in told
-    if max(told.count(signal.SIGTERM), told.count(signal.SIGALRM) + warned) > 1:
+    warned = signal.SIGUSR1 in signals
+    if max(signals.count(signal.SIGTERM), signals.count(signal.SIGALRM) + warned) > 1:
         return signal.SIGKILL
-    return signal.SIGINT if told[-1] == signal.SIGINT else signal.SIGTERM
+    return signal.SIGINT if signals[-1] == signal.SIGINT else signal.SIGTERM
 
 
 def _prepare() -> None:
@@ -180,7 +180,7 @@ def tell_end(paths: JobPaths) -> None:
     process.
     """
     try:
-        told = json.loads(paths.notify.read_text("utf-8"))
+        notification = json.loads(paths.notify.read_text("utf-8"))
         record = paths.exit.read_text("utf-8")
     except (OSError, ValueError):
         return
@@ -194,16 +194,16 @@ def tell_end(paths: JobPaths) -> None:
     configure("INFO")
     ended = ExitRecord.model_validate_json(record)
     status = ended.status
-    if told.get("platform") == "slurm" and not ended.conclusive:
+    if notification.get("platform") == "slurm" and not ended.conclusive:
         from domyn_swarm.backends.slurm.slurm_compute import cause_so_far
 
         status = cause_so_far(paths, os.environ.get("SLURM_JOB_ID", "")) or status
     counts = ("rows_total", "rows_done", "rows_failed", "verdicts")
     result = _result(paths)
     notify(
-        Path(told["url_file"]),
+        Path(notification["url_file"]),
         "job_ended",
-        **told["facts"],
+        **notification["facts"],
         status=status.value,
         exit_code=ended.code,
         **{name: result.get(name) for name in counts},

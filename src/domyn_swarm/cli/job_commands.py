@@ -199,8 +199,8 @@ def logs(
     job = JobService().status(which, refresh=False)
     if not printed and last_lines:
         say(f"Nothing is in {job.log_path}: {job.job_id} is {job.status.value}.")
-    if told := failed_text(job):
-        say(f"failed: {told}")
+    if text := failed_text(job):
+        say(f"failed: {text}")
 
 
 @job_app.command()

@@ -149,11 +149,11 @@ class SwarmJob:
     def __repr__(self) -> str:
         from domyn_swarm.batch.output.manifest import without_secrets
 
-        told = []
+        shown = []
         for name, value in self.given.items():
             [hidden] = without_secrets({name: value}).values()
-            told.append(f"{name}={_shown.repr(hidden if '***' in str(hidden) else value)}")
-        return f"{self.label}({', '.join(told)})"
+            shown.append(f"{name}={_shown.repr(hidden if '***' in str(hidden) else value)}")
+        return f"{self.label}({', '.join(shown)})"
 
     async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the user's
         """One answer. `item` is the input column's value, or a dict of several columns.

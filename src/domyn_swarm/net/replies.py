@@ -253,8 +253,8 @@ def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
         return _says(part)
     if part.get("type") in _THINKING:
         return False
-    told = [part[name] for name in ("text", "refusal") if name in part]
-    return any(map(_says, told)) if told else True
+    texts = [part[name] for name in ("text", "refusal") if name in part]
+    return any(map(_says, texts)) if texts else True
 
 
 def _facts(choices: Sequence[_ChoiceFacts], usage: _Usage | None) -> ReplyFacts:

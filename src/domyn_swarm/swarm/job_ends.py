@@ -106,8 +106,8 @@ def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
     if record.status in _ENDS:
         cause, more = _ENDS[record.status]
         return f"{cause.format(limit=_limit(record))}; {_next(record, more)}"
-    told = None if result is None else result.error
-    return told or _failed(record)
+    error = None if result is None else result.error
+    return error or _failed(record)
 
 
 def _budget_spent(record: JobRecord) -> bool:

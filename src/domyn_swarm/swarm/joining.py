@@ -176,15 +176,15 @@ class SwarmJoining:
         found = differences(swarm.plan, wanted)
         if not found:
             return
-        told = [f"{key} is {there}, not {asked}" for key, (there, asked) in found.items()]
-        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        shown = [f"{key} is {there}, not {asked}" for key, (there, asked) in found.items()]
+        more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         change = "Stop"
         if phase is SwarmPhase.READY and found.keys() == {"replicas"}:
             size = launch.config.replicas
             change = f"Change that with `domyn-swarm scale {name} {size}`, or stop"
         raise SwarmExists(
             f"A swarm named {name!r} is {phase.value} with another configuration: "
-            f"{'; '.join(told[:_SHOWN])}{more}.",
+            f"{'; '.join(shown[:_SHOWN])}{more}.",
             hint=f"{change} it with `domyn-swarm down {name}`, or choose another --name.",
         )
 

@@ -319,14 +319,14 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        told = [one for one in dict.fromkeys(ids) if signal is not None and self._runs(one)]
-        if ended := [one for one in ids if one not in told]:
+        signalled = [one for one in dict.fromkeys(ids) if signal is not None and self._runs(one)]
+        if ended := [one for one in ids if one not in signalled]:
             run(["scancel", "--quiet", *ended])
         if signal is not None:
-            jobs = [one for one in told if "." not in one]
+            jobs = [one for one in signalled if "." not in one]
             for first in range(0, len(jobs), _AT_ONCE):
                 send_signals(signal, jobs[first : first + _AT_ONCE])
-            if steps := [one for one in told if "." in one]:
+            if steps := [one for one in signalled if "." in one]:
                 run(["scancel", "--quiet", f"--signal={signal}", *steps])
         self.expect_change()
 

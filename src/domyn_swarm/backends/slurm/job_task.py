@@ -70,12 +70,12 @@ class JobTask:
         paths.exit.unlink(missing_ok=True)
         left_s = runs.left_s(self.stop_after_s, time.time())
         limit_s = min(self.limit_s or math.inf, left_s)
-        told = _ToldToEnd(paths, runs, step=self.step)
+        ending = _ToldToEnd(paths, runs, step=self.step)
         limit_s = 0.0 if limit_s == math.inf else limit_s
-        code = running.run(self.cwd, program, umask, limit_s, told.look)
+        code = running.run(self.cwd, program, umask, limit_s, ending.look)
         if running.stopped and running.timed_out:  # a job that would continue is stopped on purpose
             running.record(code, timed_out=False)
-        if self._goes_on(code, runs, running, told):
+        if self._goes_on(code, runs, running, ending):
             return code
         tell_end(paths)
         return code
@@ -84,20 +84,20 @@ class JobTask:
         job = os.environ["SLURM_JOB_ID"]
         return f"{job}.{os.environ['SLURM_STEP_ID']}" if self.step else job
 
-    def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun, told: _ToldToEnd) -> bool:
+    def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun, ending: _ToldToEnd) -> bool:
         """Request another run if the time limit ended this one, or the endpoint's limit did for a
         step, or Slurm preempted or requeued it; return whether there is one.
         """
         paths = JobPaths(Path(self.job_dir))
         up = running.warned if self.step else running.timed_out
-        goes_on = told.comes_back is not None or (up and not running.stopped)
+        goes_on = ending.comes_back is not None or (up and not running.stopped)
         if code not in _TOLD_TO_END or not goes_on:
             return False
         if runs.left_s(self.stop_after_s, time.time()) <= 0:
             replace(runs, over="stop_after").write(paths)
             return False
-        if told.comes_back:
-            return told.goes_on(by_requeue=self.requeue)
+        if ending.comes_back:
+            return ending.goes_on(by_requeue=self.requeue)
         if NextRun(paths, runs, lambda: running.stopped).ask(by_requeue=self.requeue):
             return True
         running.record(code, timed_out=not running.stopped)

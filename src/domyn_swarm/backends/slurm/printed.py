@@ -215,13 +215,15 @@ def history(text: str) -> tuple[PastJob, ...]:
         raise ValueError(f"line 1 names no column {', '.join(missing)}; make it with `{HISTORY}`")
     found = []
     for number, line in enumerate(lines[1:], 2):
-        told = dict(zip(names, line.split("|"), strict=False))
-        if not told.get("Start", "")[:1].isdecimal():  # Unknown, None
+        fields = dict(zip(names, line.split("|"), strict=False))
+        if not fields.get("Start", "")[:1].isdecimal():  # Unknown, None
             continue
         try:
-            submitted, started = (datetime.fromisoformat(told[one]) for one in ("Submit", "Start"))
+            submitted, started = (
+                datetime.fromisoformat(fields[one]) for one in ("Submit", "Start")
+            )
             waited_s = max(0.0, (started - submitted).total_seconds())
-            found.append(PastJob(waited_s, float(told["ElapsedRaw"]), told["State"].split()[0]))
+            found.append(PastJob(waited_s, float(fields["ElapsedRaw"]), fields["State"].split()[0]))
         except (KeyError, ValueError, IndexError):
             raise ValueError(f"line {number} is no job: {line[:80]!r}") from None
     return tuple(found)
