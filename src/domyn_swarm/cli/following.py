@@ -68,7 +68,7 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
         say(f"Left alone. See how it went: domyn-swarm job status {handle.job_id}")
     else:
         done = quantity(stopped.rows_done, "row")
-        say(f"Stopped after {done}. The same command goes on from there.")
+        say(f"Stopped after {done}. The same command continues from there.")
     raise typer.Exit(EXIT_INTERRUPTED)
 
 

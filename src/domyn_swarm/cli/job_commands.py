@@ -35,7 +35,7 @@ _OTHER_MODULES = (
     Entry(
         "preview",
         f"{_CLI}.preview_command:preview",
-        "Ask the first rows of a job and show what comes; then submit it, if that is wanted.",
+        "Send the first rows of a job and show their answers; then submit it, if that is wanted.",
     ),
     Entry(
         "submit-script",

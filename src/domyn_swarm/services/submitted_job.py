@@ -172,12 +172,12 @@ def followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
         except KeyboardInterrupt:
             raise interrupted(
                 f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
-                "The same call goes on from there."
+                "The same call continues from there."
             ) from None
     kept = quantity(left.rows_done, "row that is done is", "rows that are done are")
     raise interrupted(
         f"Interrupted: the job {left.job_id} has stopped, and its {kept} kept. "
-        "The same call goes on from there."
+        "The same call continues from there."
     )
 
 
