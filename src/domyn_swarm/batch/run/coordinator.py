@@ -108,9 +108,7 @@ class Coordinator:
         self._give_out()
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
-        """Distribute requests in proportion to these; each worker receives its part with its next
-        limit.
-        """
+        """Distribute requests in proportion to these, from each worker's next limit on."""
         self._capacities = capacities
 
     def at_replicas(self) -> dict[str, AtReplica]:
