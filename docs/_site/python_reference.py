@@ -142,15 +142,15 @@ def _class(kind: type) -> Iterator[str]:
 def _code(name: str, signature: inspect.Signature) -> Iterator[str]:
     """A call as it is written, an argument a line where there are many."""
     taken = list(signature.parameters.values())
-    told = [_argument(one) for one in taken]
+    arguments = [_argument(one) for one in taken]
     starred = [one.kind is one.KEYWORD_ONLY for one in taken]
     if True in starred:
-        told.insert(starred.index(True), "*")
+        arguments.insert(starred.index(True), "*")
     returned = signature.return_annotation
     ending = "" if returned is signature.empty else f" -> {_plain(returned)}"
-    line = f"{name}({', '.join(told)}){ending}"
+    line = f"{name}({', '.join(arguments)}){ending}"
     if len(line) > 90:
-        line = f"{name}(\n" + "".join(f"    {one},\n" for one in told) + f"){ending}"
+        line = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){ending}"
     yield from ("```python", line, "```", "")
 
 
@@ -198,9 +198,9 @@ def _table(kind: type) -> Iterator[str]:
     if kind is keywords.OutputKeywords:  # names for the columns stand in a class by themselves
         fields += _fields(keywords.NamedKeywords)
     for name, annotation, what in fields:
-        told = re.sub(r"\s+", " ", annotation).replace("|", "\\|")
+        shown = re.sub(r"\s+", " ", annotation).replace("|", "\\|")
         words = what or (_SAID.get(name, "") if is_typeddict(kind) else "")
-        yield f"| `{name}` | `{told}` | {_linked(words)} |"
+        yield f"| `{name}` | `{shown}` | {_linked(words)} |"
     yield ""
 
 

@@ -55,8 +55,8 @@ def options_page() -> str:
             lines += [f"## {path}", "", "```text", command.get_help(context).strip(), "```", ""]
             about = command.get_short_help_str(limit=200).replace("|", "\\|")
             listed.append(f"| [`{path}`](#{path.replace(' ', '-')}) | {about} |")
-    told = ["# Every option", "", "As `domyn-swarm COMMAND --help` prints it.", "", *listed, ""]
-    return "\n".join([*told, *lines])
+    page = ["# Every option", "", "As `domyn-swarm COMMAND --help` prints it.", "", *listed, ""]
+    return "\n".join([*page, *lines])
 
 
 def _commands(command: Command, path: str) -> Iterator[tuple[str, Command]]:

@@ -1,12 +1,12 @@
-"""What a record is: a frozen value with typed fields that can be written to JSON and read back.
+"""The base class of records: frozen values with typed fields, written to JSON and read back.
 
-Commands that only read import dozens of records and use few of them. So records are msgspec's
-structs, whose classes cost nothing and whose JSON is decoded strictly. Pydantic, whose import costs
-more than such a command, is loaded only for other input: what a user wrote, JSON in another form
+Commands that only read import dozens of records and use few of them. So records are structs of
+msgspec, whose classes cost little and whose JSON is decoded strictly. Pydantic, whose import takes
+longer than such a command, is loaded only for other input: a user's files, JSON in another form
 than a record's, a JSON Schema, a record within a configuration.
 
-Modules with records that such commands read do without `from __future__ import annotations`, which
-would make each field's type a text that is compiled when a decoder is made.
+Modules with records that such commands read omit `from __future__ import annotations`, which would
+turn each field's type into text that is compiled when a decoder is made.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         return msgspec.structs.asdict(self)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
-        """The same with other values for some fields."""
+        """A copy with other values for some fields."""
         return msgspec.structs.replace(self, **(update or {}))
 
     def model_dump(
@@ -121,8 +121,9 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         exclude: Collection[str] = (),
         exclude_none: bool = False,
     ) -> dict[str, Any]:
-        """Its fields by name, records within it likewise; as they are, or as JSON has them.
-        `include` and `exclude` name fields of its own; `exclude_none` counts within it, too.
+        """The record as a dictionary by field name, nested records likewise; with Python's values,
+        or with those of JSON. `include` and `exclude` name fields of this record; `exclude_none`
+        also applies to nested records.
         """
         names = [
             name
@@ -148,7 +149,7 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         record, which is returned unchanged.
 
         Raises:
-            pydantic.ValidationError: a ValueError: all that is wrong, with its place.
+            pydantic.ValidationError: a ValueError with every error and its place.
         """
         if isinstance(given, cls):
             return given
@@ -156,7 +157,7 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
             try:
                 return _by_types(cls, given)
             except (msgspec.ValidationError, KeyError, TypeError, ValueError):
-                pass  # pydantic converts more, or says what is wrong
+                pass  # pydantic converts more, or reports every error
         return cls.of_model(cls.pydantic_model().model_validate(given, context=context))
 
     @classmethod
@@ -164,35 +165,35 @@ class Record(Struct, metaclass=_RecordType, frozen=True):
         """A record from its JSON.
 
         Raises:
-            pydantic.ValidationError: a ValueError: all that is wrong, with its place.
+            pydantic.ValidationError: a ValueError with every error and its place.
         """
         try:
             return cast("Self", _decoder(cls).decode(text))
-        except ValueError:  # others wrote it, or it is none: pydantic takes it, or says why
+        except ValueError:  # not in a record's form: pydantic accepts it, or reports every error
             return cls.of_model(cls.pydantic_model().model_validate_json(text))
 
     @classmethod
     def model_json_schema(
         cls, *, mode: Literal["validation", "serialization"] = "validation"
     ) -> dict[str, Any]:
-        """Its JSON Schema, as it is given or as it is written."""
+        """The record's JSON Schema, of its input (`validation`) or of its output."""
         return cls.pydantic_model().model_json_schema(mode=mode)
 
     @classmethod
     def pydantic_model(cls) -> type[BaseModel]:
-        """A model of the same fields, which validates and describes them."""
+        """A pydantic model of the same fields, for validation and schemas."""
         return _model_of(cls)
 
     @classmethod
     def of_model(cls, model: BaseModel) -> Self:
-        """The record of what was validated."""
+        """The record with the fields that were set in a validated model."""
         return cls(**{name: getattr(model, name) for name in model.model_fields_set})
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """For models of pydantic's, in which records are fields."""
+        """Pydantic's schema of the record, for models with records as fields."""
         from pydantic_core import core_schema
 
         model = cls.pydantic_model()
@@ -232,20 +233,20 @@ def _decoder(kind: type[Record]) -> msgspec.json.Decoder[Any]:
 
 
 def _by_types(kind: type[_Record], given: Mapping[str, Any]) -> _Record:
-    """A record of values that are of the fields' types as they stand.
+    """A record of values that already have the fields' types.
 
     Raises:
-        msgspec.ValidationError, KeyError, TypeError, ValueError: one is not, or only pydantic can
-            tell.
+        msgspec.ValidationError, KeyError, TypeError, ValueError: a value does not, or only pydantic
+            can check it.
     """
-    _decoder(kind)  # so that what is known of it is whole
+    _decoder(kind)  # completes msgspec's type information
     known = _readings(kind)
     return kind(**{name: known[name](value) for name, value in given.items()})
 
 
 @cache
 def _readings(kind: type[Record]) -> dict[str, Callable[[Any], Any]]:
-    """How the value of each field is read, but for those that ask what only pydantic knows."""
+    """Each field's conversion of a value, without the fields that only pydantic can check."""
     return {
         one.name: reading
         for one in msgspec.structs.fields(kind)
@@ -263,7 +264,7 @@ def _reading(hint: Any) -> Callable[[Any], Any] | None:  # noqa: ANN401 - a type
     if not _says_all(hint) or len(checks) > 1:
         return None
 
-    def read(value: Any) -> Any:  # noqa: ANN401 - what somebody gave
+    def read(value: Any) -> Any:  # noqa: ANN401 - any input
         for one in checks:
             if isinstance(one, Before):
                 value = one.check(value)
@@ -315,7 +316,7 @@ def _model_of(kind: type[Record]) -> type[BaseModel]:
 
 
 def _for_pydantic(hint: Any) -> Any:  # noqa: ANN401 - a type
-    """The same type with bounds in pydantic's words."""
+    """The same type with bounds as pydantic's `Field`."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return Annotated[(_for_pydantic(inner[0]), *map(_bounds, hint.__metadata__))]
@@ -338,7 +339,7 @@ def _bounds(meta: object) -> object:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value
-    """Without records."""
+    """The value with a dictionary for every record."""
     if isinstance(value, Record):
         return value.model_dump()
     if isinstance(value, dict):
@@ -355,13 +356,13 @@ def _without_none(value: Any) -> Any:  # noqa: ANN401 - any value
 
 
 def _encoded(value: object) -> object:
-    """Types without a JSON form, as text."""
+    """The text of a value whose type has no JSON form."""
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"{type(value).__name__} is no part of a record.")
+    raise NotImplementedError(f"{type(value).__name__} is not a type of records' fields.")
 
 
 def _decoded(kind: type, value: Any) -> object:  # noqa: ANN401 - from JSON
     if kind is not Path:
-        raise NotImplementedError(f"{kind.__name__} is no part of a record.")
+        raise NotImplementedError(f"{kind.__name__} is not a type of records' fields.")
     return Path(value)  # else TypeError, which the decoder reports as invalid input

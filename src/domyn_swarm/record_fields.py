@@ -1,4 +1,4 @@
-"""What may stand beside the type of a record's field: words for it, and checks of what is given."""
+"""Annotations of a record's fields: descriptions, and checks of their values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class After(NamedTuple):
-    """Beside a field's type: what is given is what this makes of it, or it raises a ValueError.
+    """Annotates a field's type: `check` receives the converted value and returns the field's value,
+    or raises a ValueError.
 
-    It counts where a record is validated, not where one is made or read from its own JSON.
+    It applies when a record is validated, not when one is constructed or read from its own JSON.
     """
 
     check: Callable[[Any], Any]
@@ -30,8 +31,8 @@ class After(NamedTuple):
 
 
 class Before(NamedTuple):
-    """As `After`, but what is given goes through `check` before its type is looked at. `accepts`
-    is the JSON Schema of what may be given, where that is more than the type says.
+    """As `After`, but `check` receives the input before its type is checked. `accepts` is the JSON
+    Schema of valid input if that is more than the type allows.
     """
 
     check: Callable[[Any], Any]
@@ -57,13 +58,13 @@ class Before(NamedTuple):
 def about(
     text: str, *, flag: str = "", metavar: str | None = None, flag_help: str | None = None
 ) -> Meta:
-    """Words for what a field is about, to stand beside its type in `Annotated`.
+    """A field's description, for its type's `Annotated`.
 
     Args:
-        text: what the field is about.
-        flag: how its flag is spelled where that is not the field's name; `--no-…` makes it False.
-        metavar: what stands for the flag's value in `--help`.
-        flag_help: the words of `--help`, where they are others.
+        text: the description.
+        flag: the field's flag if it is not named after the field; `--no-…` sets the field to False.
+        metavar: the placeholder for the flag's value in `--help`.
+        flag_help: the flag's description in `--help`, if it is not `text`.
     """
     extra = {"flag": flag, "metavar": metavar, "flag_help": flag_help or text}
     return Meta(description=text, extra=extra)

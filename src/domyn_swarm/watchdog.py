@@ -379,8 +379,6 @@ def kill_group(group: int, number: int) -> None:
 def becoming_engine(parent: int) -> Callable[[], None]:
     """Run in a new child: a process group of its own, killed by the kernel when its parent dies.
     Not a session of its own: only our programs lead sessions, and they are signalled directly.
-
-    Not a session of its own: who leads a session is a program of ours, told to stop directly.
     """
     system = ctypes.CDLL(None)
 
@@ -781,8 +779,8 @@ class Watchdog:
         except OSError:
             return {}
         metrics = parse_metrics(text.decode("utf-8", "replace")) if status == 200 else {}
-        told = {field: metrics.get(name) for field, name in spec.reported_metrics.items()}
-        self._reporter.update(sampled_at=time.monotonic(), **told)
+        figures = {field: metrics.get(name) for field, name in spec.reported_metrics.items()}
+        self._reporter.update(sampled_at=time.monotonic(), **figures)
         if metrics:
             self._ledger.note(busy=self._busy(metrics))
         return metrics

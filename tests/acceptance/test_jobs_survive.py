@@ -72,7 +72,7 @@ def test_ctrl_c_stops_the_job_and_the_same_command_goes_on(standing: Standing) -
     attached.send_signal(signal.SIGINT)
     _, said = attached.communicate(timeout=limit_s())
     assert attached.returncode == 130, said
-    assert "The same command goes on from there" in said
+    assert "The same command continues from there" in said
     assert cli.json("job", "status", handle["job_id"])["status"] == "cancelled"
     assert len(standing.sim.asked("interrupted")) < 160
 

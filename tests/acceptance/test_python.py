@@ -163,7 +163,7 @@ def test_a_preview_that_is_interrupted_says_what_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("domyn_swarm.services.jobs.JobService.preview", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="what was answered is kept, and no job"):
+    with pytest.raises(KeyboardInterrupt, match="answers so far are kept, and no job"):
         swarm.preview(
             TemplateJob(prompt="{{ prompt }}"), input_path=job.source, output_path="o.csv"
         )

@@ -240,8 +240,8 @@ TWICE = "{% set s = s + s %}"
     [
         ("{{ 'x' * 10**9 }}{{ v }}", 1, "steps of its loops or"),
         ("{{ v }}{{ [v] * 10**9 }}", 1, "characters of one row"),
-        ("{{ v ** v ** v }}", 99, "a whole number of more than 4,300 digits"),
-        ("{{ v * v }}", 10**4000, "a whole number of more than 4,300 digits"),
+        ("{{ v ** v ** v }}", 99, "an integer of more than 4,300 digits"),
+        ("{{ v * v }}", 10**4000, "an integer of more than 4,300 digits"),
         ("{{ 'x' | center(10**9) }}{{ v }}", 1, "characters of one row"),
         ("{{ v | indent(10**9, true) }}", "a", "characters of one row"),
         ("{{ v | replace('a', 'b' * 10**6) }}", "a" * 1000, "characters of one row"),

@@ -80,7 +80,7 @@ def test_what_sbatch_warns_of_is_shown(
     script.write_text("#!/bin/bash\n#SBATCH --partition=main,whole\n")
     assert Slurm().test(script).said.endswith("nodes n1 (partitions tried: main,whole)")
     assert Slurm().submit(script) == "9"
-    assert [f"Slurm took job.sh, and warns: {warned}"] == [
+    assert [f"Slurm accepted job.sh with a warning: {warned}"] == [
         one.getMessage() for one in caplog.records
     ]
     checks = [*would_take_checks("replicas.sh", tested)]

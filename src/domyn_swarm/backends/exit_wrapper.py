@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 _LIMIT = "--time-limit="
 _AFTER_LIMIT_S = 60.0
 _OF_WARNING = 0.75  # of the time from the warning to the limit, for the program to end in
-_LOOK_S = 0.2  # whether it was told to end
+_LOOK_S = 0.2  # between checks for a signal to end
 _TRIES, _REST_S = 10, 1.0  # for writing the record: a disk may be full for a moment
 
 
@@ -85,8 +85,8 @@ class ProgramRun:
         once_stopped: Callable[[], None] | None = None,
     ) -> int:
         """Run the program to its end and record it; return its exit code, or 128 + the number of a
-        signal. `limit_s` 0: no limit. `once_stopped` is called once this process was told
-        to end, while the program may go on for a while.
+        signal. `limit_s` 0: no limit. `once_stopped` is called after this process received a signal
+        to end, while the program may keep running for a while.
         """
         signal.setitimer(signal.ITIMER_REAL, limit_s, _AFTER_LIMIT_S)
         try:
@@ -129,14 +129,14 @@ class ProgramRun:
         _record(self._exit_path, code, self._began, timed_out=timed_out, stopped=self.stopped)
 
 
-def _meaning(told: Sequence[int]) -> int:
+def _meaning(signals: Sequence[int]) -> int:
     """The signal that the program receives: SIGTERM for SIGUSR1, the scheduler's warning, and for
     SIGALRM, the end of its time; SIGKILL at the second request to end.
     """
-    warned = signal.SIGUSR1 in told
-    if max(told.count(signal.SIGTERM), told.count(signal.SIGALRM) + warned) > 1:
+    warned = signal.SIGUSR1 in signals
+    if max(signals.count(signal.SIGTERM), signals.count(signal.SIGALRM) + warned) > 1:
         return signal.SIGKILL
-    return signal.SIGINT if told[-1] == signal.SIGINT else signal.SIGTERM
+    return signal.SIGINT if signals[-1] == signal.SIGINT else signal.SIGTERM
 
 
 def _prepare() -> None:
@@ -180,7 +180,7 @@ def notify_job_end(paths: JobPaths) -> None:
     process.
     """
     try:
-        told = json.loads(paths.notify.read_text("utf-8"))
+        notification = json.loads(paths.notify.read_text("utf-8"))
         record = paths.exit.read_text("utf-8")
     except (OSError, ValueError):
         return
@@ -194,16 +194,16 @@ def notify_job_end(paths: JobPaths) -> None:
     configure("INFO")
     ended = ExitRecord.model_validate_json(record)
     status = ended.status
-    if told.get("platform") == "slurm" and not ended.conclusive:
+    if notification.get("platform") == "slurm" and not ended.conclusive:
         from domyn_swarm.backends.slurm.slurm_compute import cause_so_far
 
         status = cause_so_far(paths, os.environ.get("SLURM_JOB_ID", "")) or status
     counts = ("rows_total", "rows_done", "rows_failed", "verdicts")
     result = _result(paths)
     notify(
-        Path(told["url_file"]),
+        Path(notification["url_file"]),
         "job_ended",
-        **told["facts"],
+        **notification["facts"],
         status=status.value,
         exit_code=ended.code,
         **{name: result.get(name) for name in counts},

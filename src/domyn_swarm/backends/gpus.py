@@ -149,8 +149,8 @@ def _too_few(
     for device in devices:
         if device not in held:
             with contextlib.suppress(OSError):
-                told = Path(folder, _lock_name(device)).read_text("utf-8")[:200]
-                others.append(f"{device}: {told or 'another swarm'}")
+                holder = Path(folder, _lock_name(device)).read_text("utf-8")[:200]
+                others.append(f"{device}: {holder or 'another swarm'}")
     return PlatformError(
         f"{need} {len(held)} of {len(devices)} are free ({'; '.join(others)}).",
         hint="Bring a swarm down that has some (`domyn-swarm swarm list`), or lower replicas or "

@@ -183,7 +183,7 @@ def _tasks(path: Path) -> Iterator[TaskRun]:
 
 
 def allocations(
-    written: Written, now: float, told: PlatformTimes = NOTHING
+    written: Written, now: float, reported: PlatformTimes = NOTHING
 ) -> dict[int, list[Allocation]]:
     """From when until when each replica had its GPUs, ordered by time.
 
@@ -191,12 +191,12 @@ def allocations(
     lasted as long as its watchdogs gave signs of life.
     """
     found: dict[int, list[Allocation]] = {replica: [] for replica in written.gpus}
-    if not written.tasks and not told.runs:
+    if not written.tasks and not reported.runs:
         for replica, watches in written.watches.items():
             found[replica] = [_of_process(one, written.gpus[replica], now) for one in watches]
-    for run in _runs(written, told):
+    for run in _runs(written, reported):
         for replica in run.replicas:
-            end = _end_of(run, written, now, told)
+            end = _end_of(run, written, now, reported)
             gpus = written.gpus.get(replica, max(written.gpus.values(), default=0))
             found.setdefault(replica, []).append(Allocation(run.began, end, gpus, run.job))
     return {replica: _apart(spans) for replica, spans in found.items()}
@@ -206,26 +206,26 @@ def _of_process(one: Watch, gpus: int, now: float) -> Allocation:
     return Allocation(one.began, None if one.lives(now) else one.alive_until, gpus)
 
 
-def _runs(written: Written, told: PlatformTimes) -> Iterator[TaskRun]:
+def _runs(written: Written, reported: PlatformTimes) -> Iterator[TaskRun]:
     """Each run of a task once, with the scheduler's times where it has them."""
     replicas = {one.job: one.replicas for one in written.tasks}
     for run in written.tasks:
-        if run.job not in told.runs:
+        if run.job not in reported.runs:
             yield run
-    for job, runs in told.runs.items():
+    for job, runs in reported.runs.items():
         for begin, end in runs:
             own = [one for one in written.tasks if one.job == job]
             near = [one for one in own if abs(one.began - begin) <= _SAME_RUN_S]
             members = near[0].replicas if near else replicas.get(job, ())
-            gone = told.live is not None and job not in told.live
+            gone = reported.live is not None and job not in reported.live
             ended = near[0].ended if end is None and near and gone else end
             yield TaskRun(job, begin, ended, members)
 
 
-def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> float | None:
+def _end_of(run: TaskRun, written: Written, now: float, reported: PlatformTimes) -> float | None:
     if run.ended is not None:
         return run.ended
-    if run.job in (told.runs if told.live is None else told.live):
+    if run.job in (reported.runs if reported.live is None else reported.live):
         return None  # accounting receives an end later than the queue
     later = [
         one.began
@@ -235,7 +235,7 @@ def _end_of(run: TaskRun, written: Written, now: float, told: PlatformTimes) -> 
     until = min(later, default=now)
     watches = [one for replica in run.replicas for one in written.watches.get(replica, ())]
     own = [one for one in watches if run.began - _GRAIN_S <= one.began < until - _GRAIN_S]
-    if not later and told.live is None and (not own or any(one.lives(now) for one in own)):
+    if not later and reported.live is None and (not own or any(one.lives(now) for one in own)):
         return None
     return max([run.began, *(min(until, one.alive_until) for one in own)])
 

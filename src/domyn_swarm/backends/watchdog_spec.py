@@ -39,9 +39,9 @@ final_report_seconds     how long a final state is tried to be reported
 ledger_file              where this replica's watchdogs write what its time went to
 gpus                     of this replica; power_gpus: those that `nvidia-smi` shows here (0: the
                          replica has none, or has nodes that this watchdog is not on)
-start_phases             phase, pattern: lines of the engine's log that tell how far its start is
+start_phases             phase, pattern: lines of the engine's log that show how far its start is
 orphaned_seconds         without an endpoint for so long the watchdog ends, and its engine; none:
-                         whoever runs it sees to that
+                         the task that runs the watchdog ends it
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs work beside a run: it ends with the run, and its failure is the run's."""
+"""Runs work beside a run: the work ends with the run, and its failure is the run's."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwa
 
 
 def _cancel_later() -> None:
-    """Cancel this task where it waits next, instead of by the cancellation that was delivered: who
-    cancelled it waits for its end, which would not come if it catches the error and goes on.
+    """Cancel this task where it waits next, in place of the delivered cancellation. The canceller
+    waits for the task's end, which would not come if the task caught the error and continued.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

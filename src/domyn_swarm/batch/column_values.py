@@ -105,8 +105,8 @@ def rows_at(rows: _Rows, positions: Sequence[int] | NDArray[np.int64]) -> _Rows:
 
 
 def has_no_null(column: pa.Array) -> bool:
-    """Whether no value is null, where that can be told without Arrow's computations, which take a
-    tenth of a second to load; else False.
+    """Whether no value is null; False if only Arrow's computations could check that, which take a
+    tenth of a second to load.
     """
     kind = column.type
     hidden = (pa.types.is_dictionary, pa.types.is_union, pa.types.is_run_end_encoded)

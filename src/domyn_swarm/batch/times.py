@@ -1,4 +1,4 @@
-"""The text of dates and times, whatever their years and zones."""
+"""Writes dates and times of Arrow as text, for all years and for unknown time zones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow as pa
 
 _Times = TypeVar("_Times", pa.Array, pa.Scalar)
 
-_LAST_YEAR = 32_767  # of those that Arrow writes, in both directions
+_LAST_YEAR = 32_767  # Arrow writes the years from -32,767 to this
 _DAY_MS = 24 * 3600 * 1000
 
 
 def time_texts(column: pa.Array) -> pa.Array:
-    """The text of dates or times, as Arrow writes them; of those beyond the years that it writes,
-    too, and in UTC of those whose zone nobody knows.
+    """Dates or times as Arrow writes them, and those beyond the years that Arrow writes in the same
+    form. Times of an unknown zone are written in UTC.
     """
     texts = in_known_zone(column).cast(pa.string())
     if not has_far_years(column):
@@ -26,7 +26,7 @@ def time_texts(column: pa.Array) -> pa.Array:
 
 
 def has_far_years(column: pa.Array) -> bool:
-    """Whether a column holds dates or times that Arrow has no text for."""
+    """Whether a column has dates or times that Arrow cannot write as text."""
     kind = column.type
     if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         return False
@@ -57,17 +57,19 @@ def _numpy_time(one: pa.Scalar) -> np.datetime64:
 
 
 def time_text(one: pa.Scalar) -> str:
-    """The text of a date, a time or a length of time, with all its digits."""
+    """The text of a date, a time or a duration, with all its digits."""
     if _is_far(one):
         return _far(one)
     try:
         return str(in_known_zone(one).cast(pa.string()).as_py())
-    except pa.ArrowException:  # a length of time
+    except pa.ArrowException:  # a duration
         return f"{one.value} {one.type.unit}"
 
 
 def unknown_zone(kind: pa.DataType) -> str | None:
-    """The time zone in a type that nobody knows here, however deep; None: there is none."""
+    """The first time zone in a type, nested types included, that this machine does not know; None:
+    there is none.
+    """
     if pa.types.is_timestamp(kind):
         return None if kind.tz is None or _is_known(kind) else str(kind.tz)
     if pa.types.is_dictionary(kind):
@@ -78,7 +80,7 @@ def unknown_zone(kind: pa.DataType) -> str | None:
 
 @functools.cache
 def _is_known(kind: pa.DataType) -> bool:
-    """Whether Arrow can say what its times are in their zone."""
+    """Whether Arrow knows the type's time zone."""
     try:
         pa.scalar(0, kind).cast(pa.string())
     except pa.ArrowException:
@@ -87,7 +89,7 @@ def _is_known(kind: pa.DataType) -> bool:
 
 
 def in_known_zone(times: _Times) -> _Times:
-    """The same moments, in UTC where nobody knows their zone."""
+    """The same moments, in UTC if this machine does not know their zone."""
     kind = times.type
     if not pa.types.is_timestamp(kind) or unknown_zone(kind) is None:
         return times

@@ -28,7 +28,7 @@ _NO_BUG = frozenset(
         *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
     }
 )
-"""What disks and systems refuse, whoever asks."""
+"""Errors of the operating system that are reported as refusals, whichever command meets them."""
 COMMANDS = (
     Entry("up", f"{_CLI}.swarm_commands:up", "Bring a swarm up; print its name."),
     Entry("wait", f"{_CLI}.swarm_commands:wait", "Wait until a swarm is ready; print its name."),

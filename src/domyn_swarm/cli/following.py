@@ -68,7 +68,7 @@ def _follow(handle: JobHandle, *, bar: bool) -> JobSnapshot:
         say(f"Left alone. See how it went: domyn-swarm job status {handle.job_id}")
     else:
         done = quantity(stopped.rows_done, "row")
-        say(f"Stopped after {done}. The same command goes on from there.")
+        say(f"Stopped after {done}. The same command continues from there.")
     raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -87,10 +87,10 @@ def _summarise(job: JobSnapshot) -> None:
         say(f"log: {job.log_path}")
         return
     say(f"{job.job_id} {job.status.value}: {rows_text(job)} rows{split_text(job)}")
-    if told := failed_text(job):
-        say(f"failed: {told}")
-    if told := verdicts_text(job.verdicts):
-        say(f"answers: {told}; {_asked_again(job)}")
+    if text := failed_text(job):
+        say(f"failed: {text}")
+    if text := verdicts_text(job.verdicts):
+        say(f"answers: {text}; {_asked_again(job)}")
     for remark in job.remarks:
         say(remark)
     if job.account is not None and job.account.requests:

@@ -35,7 +35,7 @@ _OTHER_MODULES = (
     Entry(
         "preview",
         f"{_CLI}.preview_command:preview",
-        "Ask the first rows of a job and show what comes; then submit it, if that is wanted.",
+        "Send the first rows of a job and show their answers; then submit it, if that is wanted.",
     ),
     Entry(
         "submit-script",
@@ -199,8 +199,8 @@ def logs(
     job = JobService().status(which, refresh=False)
     if not printed and last_lines:
         say(f"Nothing is in {job.log_path}: {job.job_id} is {job.status.value}.")
-    if told := failed_text(job):
-        say(f"failed: {told}")
+    if text := failed_text(job):
+        say(f"failed: {text}")
 
 
 @job_app.command()
@@ -232,7 +232,7 @@ def wait(
         with rows(bar=not no_progress) as on_progress:
             seen = JobService().wait(which, timeout_s=timeout, on_progress=on_progress)
     except KeyboardInterrupt:
-        say("\nInterrupted: the job goes on. The same command waits for it again.")
+        say("\nInterrupted: the job keeps running. The same command waits for it again.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     show_job(seen, form)
     if not seen.status.final:

@@ -199,8 +199,8 @@ def failed_text(job: JobSnapshot) -> str:
     all; empty if none failed, and if the job's own message says it.
     """
     found = job.commonest_failure
-    told = found is not None and found.signature in (job.message or "")
-    if not job.rows_failed or told:
+    is_named = found is not None and found.signature in (job.message or "")
+    if not job.rows_failed or is_named:
         return ""
     every = f"`domyn-swarm job failures {job.job_id}` shows every cause"
     none = "no row was answered; " if job.rows_failed == job.rows_done else ""
@@ -253,8 +253,8 @@ def job_line(job: JobSnapshot) -> str:
 
 def tokens_text(job: JobSnapshot) -> str:
     """The tokens of a job's requests: over all its runs, once one has ended."""
-    told = job.account or job
-    return f"{told.prompt_tokens} in, {told.completion_tokens} out"
+    tokens = job.account or job
+    return f"{tokens.prompt_tokens} in, {tokens.completion_tokens} out"
 
 
 def gpu_hours_text(job: JobSnapshot) -> str:

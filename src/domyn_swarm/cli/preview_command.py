@@ -44,12 +44,12 @@ def preview(
     as_json: JsonOption = False,
     as_yaml: YamlOption = False,
 ) -> None:
-    """Ask the first rows of a job and show what comes; then submit it, if that is wanted.
+    """Send the first rows of a job and show their answers; then submit it, if that is wanted.
 
-    What was asked here is kept: the full run, also as a `job submit` of its own, asks the other
-    rows, and those that failed. On a terminal it asks whether to go on; elsewhere it stops there
-    unless -y is given. Exits as `job submit` when it goes on, with 1 when the answer is no, else
-    with 0, or with 7 when some rows failed.
+    The answers are kept: the full run, also as a later `job submit`, sends the other rows, and
+    those that failed. On a terminal it asks whether to submit the job; elsewhere it stops there
+    unless -y is given. Exits as `job submit` if it submits the job, with 1 if the answer is no,
+    else with 0, or with 7 if some rows failed.
 
     Example: domyn-swarm job preview -f job.yaml
     """
@@ -58,7 +58,7 @@ def preview(
 
     form = chosen_format(output_format, as_json, as_yaml)
     if form is not Format.TABLE and yes:
-        raise typer.BadParameter("-y goes on with the job: leave --json and --yaml out.")
+        raise typer.BadParameter("-y submits the job: leave --json and --yaml out.")
     request = read_job(flags.file, flags.layer(), detached=detach)
     found = tried(lambda: JobService().preview(request, say, rows=rows))
     show_preview(found, form)

@@ -145,7 +145,7 @@ def rehearse(
     form = chosen_format(output, as_json, as_yaml)
     ends = read_resources(limits.layer(), command="rehearse", detached=True)
     waits_s = _seconds("--wait", wait)
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "limit_s": _limits(time_limit),
         "job_limit_s": _seconds("--time", job_time),
         "wait_s": None if waits_s is None else (waits_s,),
@@ -165,7 +165,7 @@ def rehearse(
     request = UpRequest(
         config=chosen_file(file, config), replicas=replicas, overrides=tuple(settings or ())
     )
-    given = {name: value for name, value in told.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
     show_rehearsal(SwarmService().rehearse(request, given, history=history), form)
 
 

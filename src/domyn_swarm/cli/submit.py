@@ -46,8 +46,8 @@ def submit(
         bool,
         typer.Option(
             "--forecast",
-            help="Ask a sample of the rows first and keep it; say what the others take, and ask "
-            "whether to go on.",
+            help="Send a sample of the rows first and keep its answers; forecast the others, and "
+            "ask whether to continue.",
         ),
     ] = False,
     sample: Annotated[
@@ -55,7 +55,7 @@ def submit(
         typer.Option("--sample", min=1, metavar="ROWS", help="Rows that --forecast asks."),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="With --forecast: go on without asking.")
+        bool, typer.Option("--yes", "-y", help="With --forecast: continue without asking.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what --dry-run or --forecast found as JSON.")
@@ -64,7 +64,7 @@ def submit(
     """Push a dataset through a swarm; print the job's handle as one line of JSON.
 
     Follows the job until it ends and exits with its code: 0 all rows answered, 7 some rows failed,
-    6 it did not finish. The same command again goes on where the last one stopped.
+    6 it did not finish. The same command again continues where the last one stopped.
 
     Example: domyn-swarm job submit --input in.parquet --output out.parquet --input-column prompt
     """
@@ -79,7 +79,7 @@ def submit(
         )
     _check_forecast(forecast, others=dry_run or print_job, said=yes or sample is not None)
     if forecast and as_json and yes:
-        raise typer.BadParameter("-y goes on with the job: leave --json out.")
+        raise typer.BadParameter("-y submits the job: leave --json out.")
     request = read_job(flags.file, flags.layer(), detached=detach)
     if print_job:
         from domyn_swarm.config.sources import yaml_text

@@ -159,7 +159,7 @@ def wait(
         with phases(chosen) as on_change:
             result = service.wait(chosen, timeout_s=timeout, on_change=on_change)
     except KeyboardInterrupt:
-        say(f"Interrupted: {chosen} goes on coming up.")
+        say(f"Interrupted: {chosen} keeps coming up.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     say(f"{result.name} is ready at {result.endpoint}")
     show_up(result, form)

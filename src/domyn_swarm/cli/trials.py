@@ -23,7 +23,7 @@ def tried(ask: Callable[[], _T]) -> _T:
     try:
         return ask()
     except KeyboardInterrupt:
-        say("\nInterrupted: what was answered is kept, and no job was submitted.")
+        say("\nInterrupted: the answers so far are kept, and no job was submitted.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -36,10 +36,10 @@ def submitted_if_wanted(
     from domyn_swarm.services.jobs import JobService
 
     if not (yes or (output is Format.TABLE and interactive())):
-        say("No job was submitted: `job submit` with the same flags goes on, and so does -y.")
+        say("No job was submitted: `job submit` with the same flags continues, and so does -y.")
         return False
     if not (yes or confirm("full run?")):
-        say("No job was submitted. What was answered is kept.")
+        say("No job was submitted. The answers are kept.")
         raise typer.Exit(1)
     # If every row is to be sent anew, the rows that were sent here are the first of them.
     follow(

@@ -226,9 +226,9 @@ def usage_line(one: Usage) -> str:
         if part.use.value in names:
             value = part.gpu_s if gpus else part.replica_s
             shares[part.use.value] = shares.get(part.use.value, 0.0) + value
-    told = [
+    parts = [
         f"{value / held:.0%} {names[use]}"
         for use, value in sorted(shares.items(), key=lambda item: -item[1])
         if held and value / held >= 0.005
     ]
-    return f"{hours(held)} {unit}: {', '.join(told)}" if told else f"{hours(held)} {unit}"
+    return f"{hours(held)} {unit}: {', '.join(parts)}" if parts else f"{hours(held)} {unit}"

@@ -1,4 +1,4 @@
-"""What every section of the configuration shares."""
+"""The base class of the configuration's sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times and sizes as configurations, job files and flags write them: in Slurm's notation."""
+"""Parses times and sizes of configurations, job files and flags: Slurm's notation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GB = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1.0, "T": 1024.0}
 
 
 def time_limit_s(value: str) -> float:
-    """The seconds of a time in Slurm's notation; 0 means no limit: infinity.
+    """The seconds of a time in Slurm's notation; `0` means no limit and gives infinity.
 
     Raises:
         ValueError: `value` is not such a time.
@@ -40,7 +40,7 @@ _UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def duration_s(value: str) -> float:
-    """The seconds of `3d`, `12h`, `90m`, or of a time in Slurm's notation; 0 means no limit.
+    """The seconds of `3d`, `12h`, `90m` or a time in Slurm's notation; 0 means no limit: infinity.
 
     Raises:
         ValueError: `value` is not such a time.
@@ -55,10 +55,10 @@ def duration_s(value: str) -> float:
 
 
 def time_limits_s(value: str | Mapping[str, str]) -> tuple[float, float]:
-    """The shortest and the longest seconds of a time limit, as a file has it; see `time_limit_s`.
+    """The shortest and the longest time of a time limit, in seconds: of one time, both are equal.
 
     Raises:
-        ValueError: `value` is no time limit.
+        ValueError: `value` is not a time limit.
     """
     if isinstance(value, str):
         return time_limit_s(value), time_limit_s(value)

@@ -149,11 +149,11 @@ class SwarmJob:
     def __repr__(self) -> str:
         from domyn_swarm.batch.output.manifest import without_secrets
 
-        told = []
+        shown = []
         for name, value in self.given.items():
             [hidden] = without_secrets({name: value}).values()
-            told.append(f"{name}={_shown.repr(hidden if '***' in str(hidden) else value)}")
-        return f"{self.label}({', '.join(told)})"
+            shown.append(f"{name}={_shown.repr(hidden if '***' in str(hidden) else value)}")
+        return f"{self.label}({', '.join(shown)})"
 
     async def transform_item(self, item: Any) -> Any:  # noqa: ANN401 - the user's
         """One answer. `item` is the input column's value, or a dict of several columns.
@@ -232,10 +232,10 @@ class SwarmJob:
         """
 
     def check_items(self, items: Sequence[Any]) -> None:
-        """Find what would go wrong with every row, by the first ones.
+        """Check the first rows for a fault of the job that affects every row.
 
         Raises:
-            ConfigError: none of them can be asked, for a reason that lies in the job.
+            ConfigError: no row can be sent, because of the job.
         """
 
     @property

@@ -100,7 +100,7 @@ def dry_run(trial: Trial) -> DryRun:
         value, sent = runner.run(_ask(trial.spec, prepared, row, access))
     value = Reading(plan.accept).judged(value)
     verdict = verdict_of(outcome_of(value))
-    told = found.model_copy(
+    answered = found.model_copy(
         update={
             "verdict": verdict,
             "remarks": (*prepared.job.remarks({verdict: 1}), *_of_sharing(plan)),
@@ -111,16 +111,16 @@ def dry_run(trial: Trial) -> DryRun:
         }
     )
     if value.error:
-        return told.model_copy(update={"error": failure_of(value, access.key)})
-    estimate = _estimate(told, prepared, row, sent)
+        return answered.model_copy(update={"error": failure_of(value, access.key)})
+    estimate = _estimate(answered, prepared, row, sent)
     answer = msgspec.json.decode(value.output)
-    return told.model_copy(update={"answer": answer, "estimate": estimate})
+    return answered.model_copy(update={"answer": answer, "estimate": estimate})
 
 
 def _of_sharing(plan: BatchPlan) -> list[str]:
     if not plan.dedup:
         return []
-    return ["Rows of one value share a request (--dedup); the estimate is as if each had its own."]
+    return ["Equal rows share a request (--dedup); the estimate counts a request for each row."]
 
 
 def rows_settled(spec: JobSpec, plan: BatchPlan) -> int | None:
@@ -282,11 +282,11 @@ def _estimate(
     if asked:
         prompt_share = max(0.0, asked - characters_of(row.item) + mean) / asked
     calls = math.ceil(rows / prepared.job.rows_per_call)
-    told = found.prompt_tokens or found.completion_tokens
+    reported = found.prompt_tokens or found.completion_tokens
     return CostEstimate(
         requests=calls * len(sent),
-        prompt_tokens=round(rows * found.prompt_tokens * prompt_share) if told else None,
-        completion_tokens=rows * found.completion_tokens if told else None,
+        prompt_tokens=round(rows * found.prompt_tokens * prompt_share) if reported else None,
+        completion_tokens=rows * found.completion_tokens if reported else None,
         inputs_compared=compared,
     )
 

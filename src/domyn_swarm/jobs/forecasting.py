@@ -29,8 +29,8 @@ _LOOK_S = 0.05
 
 
 class Choice(Record):
-    """The duration with this number of replicas, in seconds. In four cases of five the true value
-    lies between low and high.
+    """A number of replicas and the forecast with it. The true value lies between low and high in
+    four cases of five.
     """
 
     replicas: int | None  # None: unknown, behind an endpoint that is not a swarm's
@@ -48,10 +48,10 @@ class Choice(Record):
 class JobForecast(TriedJob):
     """A job as it would be submitted, and the forecast from a sample of its rows."""
 
-    rows_asked: int  # of the sample
-    rows_failed: int  # of those; the full run sends them again
+    rows_asked: int  # rows of the sample
+    rows_failed: int  # of these; the full run sends them again
     rows_left: int  # for the full run
-    sample_s: float
+    sample_s: float  # the sample's duration
     in_flight: float  # rows in flight, on average
     replicas: int | None  # that answered the sample
     prompt_tokens_left: int | None  # None: the endpoint does not report tokens
@@ -176,8 +176,8 @@ async def _watch(tally: Tally, rows: int) -> None:
 
 
 def _choices(tally: Tally, sample: Sample, slots: float, fleet: Fleet) -> Iterator[Choice]:
-    """Replicas are assumed to be equal: n times as many process n times as many rows in flight,
-    each as fast as now.
+    """The forecasts for 1, 2, 4 … replicas and the present number. Replicas are assumed to be
+    equal: n times as many process n times as many rows in flight, each row as fast as now.
     """
     rest = sample.rest(tally.strata)
     left = sum(rest.values())
@@ -207,11 +207,11 @@ def _choices(tally: Tally, sample: Sample, slots: float, fleet: Fleet) -> Iterat
 def _notes(prepared: Prepared, tally: Tally, slots: float, fleet: Fleet) -> Iterator[str]:
     work = prepared.plan.work
     if prepared.plan.dedup:
-        yield "Rows of one value share a request (--dedup); this is as if each had its own."
+        yield "Equal rows share a request (--dedup); the forecast counts a request for each row."
     if slots and work.run_policy.concurrency is None:
         yield (
-            f"It rests on {quantity(round(slots), 'row')} in flight, as many as the sample had; a "
-            "long job may find room for more and be faster (--max-concurrency auto)."
+            f"It assumes {quantity(round(slots), 'row')} in flight, as many as the sample had; a "
+            "long job may have more and be faster (--max-concurrency auto)."
         )
     elif slots and fleet.replicas is not None:
         yield (
@@ -237,7 +237,7 @@ def check_answered(found: JobForecast) -> None:
 
 
 def with_starts(found: JobForecast, starts: Sequence[str | None]) -> JobForecast:
-    """The same with the scheduler's estimate of each choice's start."""
+    """The forecast with the scheduler's estimate of each choice's start."""
     choices = [
         one.model_copy(update={"start": start})
         for one, start in zip(found.choices, starts, strict=True)

@@ -93,10 +93,10 @@ def gpu_hours_of(spec: JobSpec, paths: JobPaths) -> GpuHours | None:
 def _spent_before(paths: JobPaths) -> float:
     """The cost of earlier runs under the same job id."""
     try:
-        told = JobProgress.model_validate_json(paths.progress.read_text("utf-8"))
+        progress = JobProgress.model_validate_json(paths.progress.read_text("utf-8"))
     except (OSError, ValueError):  # it has not run yet
         return 0.0
-    return told.gpu_hours or 0.0
+    return progress.gpu_hours or 0.0
 
 
 class _SwarmResources:
@@ -187,5 +187,5 @@ class Budget:
         return BudgetSpent(
             f"Its budget of {self._hours:.4g} GPU-hours (--max-gpu-hours) is used up; {left}.",
             hint=f"Finished rows are kept: `domyn-swarm job resume {job_id} --max-gpu-hours H`"
-            " goes on, for so many more.",
+            " continues, for H more.",
         )

@@ -258,9 +258,9 @@ def constructor_of(
         passed_on = any(argument.kind is argument.VAR_KEYWORD for argument in arguments)
     if passed_on:
         for name, annotation in options.items():
-            told = getattr(annotation, "__forward_arg__", annotation)
+            type_of = getattr(annotation, "__forward_arg__", annotation)
             kind_of = inspect.Parameter.KEYWORD_ONLY
-            option = inspect.Parameter(name, kind_of, default=None, annotation=told)
+            option = inspect.Parameter(name, kind_of, default=None, annotation=type_of)
             found.setdefault(name, option)
     named = [one.replace(kind=one.KEYWORD_ONLY) for one in found.values()]
     rest = inspect.Parameter("parameters", inspect.Parameter.VAR_KEYWORD)

@@ -63,7 +63,7 @@ def preview(trial: Trial, notice: Callable[[str], None], *, rows: int) -> Previe
     Args:
         trial: the job.
         notice: receives messages of the run, such as that it waits for the endpoint.
-        rows: how many.
+        rows: how many rows.
 
     Raises:
         ConfigError: the job keeps no checkpoint.
@@ -103,10 +103,10 @@ def _shown(row: SettledRow, key: str | None) -> PreviewedRow:
 
 def _estimate(left: int, shown: Sequence[PreviewedRow], row_wall_s: float | None) -> RestEstimate:
     answered = [one for one in shown if one.error is None]
-    told = any(one.prompt_tokens or one.completion_tokens for one in answered)
+    reported = any(one.prompt_tokens or one.completion_tokens for one in answered)
 
     def scaled(counts: Sequence[int]) -> int | None:
-        return round(left * sum(counts) / len(counts)) if told else None
+        return round(left * sum(counts) / len(counts)) if reported else None
 
     return RestEstimate(
         rows=left,

@@ -21,7 +21,7 @@ from domyn_swarm.probing import Clock
 _log = get_logger(__name__)
 
 _SPEED_KNOWN_S = 10.0  # seconds from the job's beginning
-_ROOM = 0.8  # of the remaining time: the limit below which a slow job has enough again
+_ROOM = 0.8  # of the remaining time: a job that needs less has enough again
 _REPLICAS_TRACED = 64  # whose limits a line of the trace contains
 _TRACE_LINES = 1000  # a second apart at first; the interval grows in a long run
 # As recommended by OpenTelemetry's semantic conventions for generative AI for
@@ -48,8 +48,9 @@ class TimeLimit:
         self._short = False
 
     def too_short(self, eta_s: float | None) -> str | None:
-        """The warning for a job that needs this long at its speed; None: it has the time, or its
-        speed is not known yet. The text stays the same, and is withdrawn when there is room.
+        """A warning that a job needing `eta_s` seconds will not be done in time; None: it will, or
+        its speed is not known yet. The text does not change, and is withdrawn only once the job has
+        room to spare.
         """
         now = self._clock.time()
         known = eta_s is not None and now - self._began >= _SPEED_KNOWN_S
@@ -69,14 +70,14 @@ class TimeLimit:
 def ends_at(
     spec: JobSpec, paths: JobPaths, began: float, env: Mapping[str, str] = os.environ
 ) -> float | None:
-    """When a job ends for good, done or not, in seconds since the epoch; None: never, as far as
-    its limits go. One that runs once more after its time limit ends with `--stop-after` alone.
+    """When a job ends permanently, done or not, in seconds since the epoch; None: no limit ends it.
+    A job that runs again after its time limit is ended by `--stop-after` alone.
 
     Args:
         spec: of the job.
         paths: of the job.
-        began: when this run of it did.
-        env: of this process, in which a scheduler says when its job ends.
+        began: when this run began, in seconds since the epoch.
+        env: of this process, in which the scheduler sets the end of its own job.
     """
     resources = spec.resources
     if paths.runs.exists():
@@ -103,15 +104,14 @@ class Reporter:
         """`kept`: the checkpoint's folder, if it stays after the run."""
         self.state = "starting"
         self.gpu_hours: float | None = None  # the job's cost so far
-        self.budget_ends_in_s: float | None = None  # it is used up then; None: there is none
+        self.budget_ends_in_s: float | None = None  # until it is used up; None: there is no budget
         self._paths = paths
         self._spec = spec
         self._kept = kept
         self._tally = tally
         self._traced_s = -1.0
-        self._time = TimeLimit(
-            None if paths.runs.exists() else spec
-        )  # one that goes on has all the time
+        # a job that continues in further runs cannot run out of time
+        self._time = TimeLimit(None if paths.runs.exists() else spec)
         self._ends_at = None if spec is None else ends_at(spec, paths, time.time())
 
     def write_progress(self) -> None:
@@ -119,7 +119,7 @@ class Reporter:
         self._write(self._progress(), self._trace_line())
 
     async def write_progress_in_thread(self) -> None:
-        """The same on a thread: a slow disk delays no request."""
+        """As `progress`, on a thread: a slow disk delays no request."""
         await in_thread(self._write, self._progress(), self._trace_line())
 
     def _write(self, progress: str, line: str | None) -> None:
@@ -131,7 +131,7 @@ class Reporter:
                 with os.fdopen(handle, "a", encoding="utf-8") as file:
                     file.write(line)
         except OSError as error:
-            _log.warning("cannot write how far the job is: %s", error)
+            _log.warning("cannot write the job's progress: %s", error)
 
     def _progress(self) -> str:
         tally, replies = self._tally, self._tally.replies.sums
@@ -220,7 +220,7 @@ class Reporter:
         error: str | None,
         remarks: Sequence[str] = (),
     ) -> None:
-        """The run's own account; None for fields that it does not have."""
+        """Write the run's result; `account`, `output` and `error` are None if it has none."""
         tally = self._tally
         result = JobResult(
             checkpoint=None if checkpoint is None else str(checkpoint),

@@ -203,7 +203,7 @@ def _travelling(spec: JobSpec, job: SwarmJob, endpoint: Endpoint) -> Iterator[Jo
     file.
     """
     found = reference_to(job)
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "job": found.job,
         "job_source": found.source,
         "job_kwargs": found.kwargs,
@@ -212,9 +212,9 @@ def _travelling(spec: JobSpec, job: SwarmJob, endpoint: Endpoint) -> Iterator[Jo
     root = private_dir(Path(spec.checkpoint_root))
     with tempfile.TemporaryDirectory(prefix="key-", dir=root) as folder:
         if endpoint.key:
-            told["api_key_file"] = str(Path(folder) / "api_key")
+            fields["api_key_file"] = str(Path(folder) / "api_key")
             write_private(Path(folder) / "api_key", endpoint.key)
-        yield JobSpec.model_validate({**spec.model_dump(), **told})
+        yield JobSpec.model_validate({**spec.model_dump(), **fields})
 
 
 def _check_hooks(hooks: Hooks) -> None:
@@ -309,7 +309,7 @@ def _spec(
     job: SwarmJob, endpoint: Endpoint, settings: RunSettings, root: str, data: str
 ) -> JobSpec:
     classes = verdicts_named(settings.retry_class)
-    told = {
+    fields = {
         "job_id": new_job_id(),
         "name": job.options.name or job.label,
         "job": job.label,
@@ -323,7 +323,7 @@ def _spec(
         "limit": settings.limit,
         "min_version": __version__,
     }
-    return JobSpec.model_validate({**told, **endpoint.fields})
+    return JobSpec.model_validate({**fields, **endpoint.fields})
 
 
 async def _settle(

@@ -230,7 +230,7 @@ class _Worker:
         return [*program, str(self._paths.root), str(descriptor)]
 
     def _stop(self, run: BatchRun, number: int) -> None:
-        _log.warning("told to stop (signal %d): finishing rows in flight", number)
+        _log.warning("asked to stop (signal %d): finishing rows in flight", number)
         self._signal = number
         run.stop()
 

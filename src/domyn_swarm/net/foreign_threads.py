@@ -1,9 +1,9 @@
-"""The end of a process in which a library's threads call into Python.
+"""Delays the end of a process until no thread of a library is inside Python code.
 
-pyreqwest's thread wakes an event loop through its `call_soon_threadsafe`. In there asyncio releases
-the interpreter's lock, whoever waited for the answer goes on, and a script may be over before the
-thread has the lock again. An interpreter that ends does not let it return (before Python 3.14 it
-unwinds the thread), and the process aborts: `PyGILState_Release`, exit code 134.
+pyreqwest's thread wakes an event loop through its `call_soon_threadsafe`. There asyncio releases
+the interpreter's lock, the code that waited for the answer continues, and a script may end before
+the thread has the lock again. An interpreter that ends does not let the thread return (before
+Python 3.14 it unwinds the thread), and the process aborts: `PyGILState_Release`, exit code 134.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _LOOK_S = 0.001
 
 @functools.cache
 def await_at_exit() -> None:
-    """Have this process end only once no thread of a library is in the middle of Python code, or
-    after 5 s: a thread that stays there for so long was not woken to leave.
+    """Let this process end only once no thread of a library runs Python code, or after 5 s: a
+    thread that stays for longer is not about to leave.
     """
     atexit.register(_await_their_leaving)
 
 
 def _await_their_leaving() -> None:
     until = time.monotonic() + _LEAVES_S
-    time.sleep(_LOOK_S)  # who waits for the lock to enter, in which no code shows yet, gets it
+    time.sleep(_LOOK_S)  # a thread that waits for the lock gets it, and its frame becomes visible
     while _any_inside() and time.monotonic() < until:
         time.sleep(_LOOK_S)
 

@@ -128,9 +128,8 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
 
 
 def words_of(body: bytes | memoryview) -> str | None:
-    """What a chat's reply says, if it is the one that `read_reply` looked at last, and is one
-    answer in words with nothing else to look at: nobody has to decode it again. None: it has to be
-    read.
+    """The text of a chat's reply, if `read_reply` checked this body last and it is a single answer
+    of text alone, so that it need not be decoded again. None: it has to be decoded.
     """
     looked_at, said = _last_plain[0]
     return said if looked_at is body else None
@@ -254,8 +253,8 @@ def _part_says(part: Any) -> bool:  # noqa: ANN401 - JSON
         return _says(part)
     if part.get("type") in _THINKING:
         return False
-    told = [part[name] for name in ("text", "refusal") if name in part]
-    return any(map(_says, told)) if told else True
+    texts = [part[name] for name in ("text", "refusal") if name in part]
+    return any(map(_says, texts)) if texts else True
 
 
 def _facts(choices: Sequence[_ChoiceFacts], usage: _Usage | None) -> ReplyFacts:

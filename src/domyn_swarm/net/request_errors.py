@@ -202,15 +202,15 @@ _STATUS_OF_WORD = {
 }
 
 
-def error_in_reply(what: str, told: Any) -> RequestError:  # noqa: ANN401 - JSON
+def error_in_reply(what: str, given: Any) -> RequestError:  # noqa: ANN401 - JSON
     """The error that stands in a reply of status 200: what its code says it is, in its words.
 
     Without a code that is known it is the server's, and asking again may help.
     """
-    fields = told if isinstance(told, dict) else {"message": told}
+    fields = given if isinstance(given, dict) else {"message": given}
     names = [fields.get(name) for name in ("code", "status", "type")]
     status = next(filter(None, map(_status_of, names)), None)
-    words = fields.get("message") or (told if told else "")
+    words = fields.get("message") or (given if given else "")
     message = f"{what}: {words}"[:600] if words else what
     if status is not None:
         message += f" (code {status})"

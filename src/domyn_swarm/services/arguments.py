@@ -1,4 +1,6 @@
-"""What the calls of `DomynLLMSwarm` are given: a configuration, a job and its options, a count."""
+"""Checks the arguments of `DomynLLMSwarm`'s methods: a configuration, a job and its options, a
+count.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def config_given(cfg: object) -> DomynLLMSwarmConfig:
-    """The configuration.
+    """Return the argument, if it is a configuration.
 
     Raises:
-        ConfigError: it is none; says how to make one of it.
+        ConfigError: it is not; the hint says how to make one from it.
     """
     if isinstance(cfg, DomynLLMSwarmConfig):
         return cfg
@@ -35,27 +37,27 @@ def config_given(cfg: object) -> DomynLLMSwarmConfig:
 
 
 def check_rows(call: str, name: str, value: object) -> None:
-    """Refuse what is no number of rows.
+    """Check that a value is a number of rows.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not an integer from 1 on; names the argument.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(
             f"swarm.{call}({name}={value!r}): {name} is a number of rows.",
-            hint="Give a whole number from 1 on.",
+            hint="Give an integer from 1 on.",
         )
 
 
 def request_given(
     job: SwarmJob | str, input_path: str | Path, output_path: str | Path, options: Mapping[str, Any]
 ) -> JobRequest:
-    """What `submit_job` and its kin were given, as a request without a swarm.
+    """The arguments of `submit_job`, `preview` and `forecast` as a request without a swarm.
 
     Raises:
-        ConfigError: it is no job, or an option is wrong.
+        ConfigError: `job` is not a job, or an option is wrong.
     """
-    from domyn_swarm.jobs.job_loading import job_given, reference_to  # they import what asks rows
+    from domyn_swarm.jobs.job_loading import job_given, reference_to  # slow: imports the client
 
     fields = {"input": str(input_path), "output": str(output_path), **options}
     if isinstance(job, str):

@@ -58,7 +58,7 @@ class DomynLLMSwarm:
 
         Raises:
             ConfigError: the file cannot be read, or names no swarm.
-            SwarmNotFound: there is none of that name.
+            SwarmNotFound: there is no swarm of that name.
         """
         if name.endswith((".yaml", ".yml")):
             name = swarm_name(Path(name))
@@ -75,9 +75,9 @@ class DomynLLMSwarm:
         and return once it answers. It stays up until `down`, even when this process ends.
 
         Raises:
-            StateError: it was attached to, so its configuration is not known here.
+            StateError: the swarm was attached to, so its configuration is not known here.
             SwarmExists: a live swarm has its name and another configuration.
-            LaunchError: it did not come up; what was started has been stopped.
+            LaunchError: the swarm did not come up; its started parts have been stopped.
             KeyboardInterrupt: it was interrupted; started parts keep running; repeat `up`.
         """
         from domyn_swarm.swarm.joining import SwarmJoining, Waiting
@@ -94,7 +94,7 @@ class DomynLLMSwarm:
             self._swarm = SwarmJoining(self._store).up(prepare(config), Waiting()).swarm
         except KeyboardInterrupt:
             raise interrupted(
-                "Interrupted: what was started goes on, and up() again waits for it. "
+                "Interrupted: the started parts keep running, and up() again waits for them. "
                 "`domyn-swarm status` shows it, `domyn-swarm down NAME` stops it."
             ) from None
         return self
@@ -149,8 +149,8 @@ class DomynLLMSwarm:
         """The present URL of its endpoint, without `/v1`.
 
         Raises:
-            StateError: it is not up, or has no endpoint.
-            RunsElsewhere: its endpoint is not reached from here.
+            StateError: the swarm is not up, or has no endpoint.
+            RunsElsewhere: its endpoint cannot be reached from here.
         """
         return live_address(self._live).url
 
@@ -197,7 +197,7 @@ class DomynLLMSwarm:
             job: the job, or `"module:Class"`.
             data: a pandas, polars, Arrow or Ray frame, or the path of files (returned as an
                 Arrow table).
-            ***settings: of the run; see `RunKeywords`.
+            **settings: of the run; see `RunKeywords`.
 
         Rows without an answer have an `_error`. The same call again sends only new rows.
 
@@ -222,22 +222,22 @@ class DomynLLMSwarm:
         rows: int = 10,
         **options: Unpack[SubmitKeywords],
     ) -> Preview:
-        """Ask the first rows of a job in this process, and show what comes; submit nothing.
+        """Send the first rows of a job from this process and return their answers; submit nothing.
 
-        All that `submit_job` checks is checked before. What is answered is kept: `submit_job` with
-        the same job, paths and options asks the other rows, and those that failed.
+        Everything that `submit_job` checks is checked first. Answers are kept: `submit_job` with
+        the same job, paths and options sends the other rows, and those that failed.
 
         Args:
             job: as for `submit_job`.
             input_path: the rows.
-            output_path: where the full run puts the answers. Nothing is written there now.
-            rows: how many are asked.
-            **options: those of `submit_job`: see `SubmitKeywords`.
+            output_path: of the full run's answers. Nothing is written there now.
+            rows: how many rows to send.
+            **options: as for `submit_job`: see `SubmitKeywords`.
 
         Raises:
-            SwarmError: as `submit_job`, and nothing was asked; or the run cannot go on, and what
-                was answered is kept.
-            KeyboardInterrupt: it was interrupted; what was answered is kept.
+            SwarmError: as `submit_job`, before a row was sent; or the run cannot continue, and its
+                answers so far are kept.
+            KeyboardInterrupt: it was interrupted; the answers so far are kept.
         """
         check_rows("preview", "rows", rows)
         request = request_given(job, input_path, output_path, options)
@@ -253,24 +253,24 @@ class DomynLLMSwarm:
         sample: int | None = None,
         **options: Unpack[SubmitKeywords],
     ) -> JobForecast:
-        """Ask a sample of a job's rows in this process, and say what the others take: time, tokens
-        and GPU-hours, by the number of replicas. Submits nothing.
+        """Send a sample of a job's rows from this process and forecast the others: time, tokens and
+        GPU-hours, by the number of replicas. Submits nothing.
 
-        All that `submit_job` checks is checked before. What is answered is kept: `submit_job` with
-        the same job, paths and options asks the other rows, and those that failed.
+        Everything that `submit_job` checks is checked first. Answers are kept: `submit_job` with
+        the same job, paths and options sends the other rows, and those that failed.
 
         Args:
             job: as for `submit_job`.
             input_path: the rows.
-            output_path: where the full run puts the answers. Nothing is written there now.
-            sample: how many rows are asked. None: at least 200, and so many that the swarm is busy
-                for a while, but no more than half of those that are left.
-            **options: those of `submit_job`: see `SubmitKeywords`.
+            output_path: of the full run's answers. Nothing is written there now.
+            sample: how many rows to send. None: at least 200, and enough to keep the swarm busy for
+                a while, but at most half of the remaining rows.
+            **options: as for `submit_job`: see `SubmitKeywords`.
 
         Raises:
-            SwarmError: as `submit_job`, and nothing was asked; or the run cannot go on, and what
-                was answered is kept.
-            KeyboardInterrupt: it was interrupted; what was answered is kept.
+            SwarmError: as `submit_job`, before a row was sent; or the run cannot continue, and its
+                answers so far are kept.
+            KeyboardInterrupt: it was interrupted; the answers so far are kept.
         """
         if sample is not None:
             check_rows("forecast", "sample", sample)
@@ -282,20 +282,20 @@ class DomynLLMSwarm:
         request: JobRequest,
         ask: Callable[[JobService, JobRequest, Callable[[str], None]], _T],
     ) -> _T:
-        """What asking some rows of a job of this swarm came to."""
+        """The result of `ask`, which sends some rows of a job of this swarm."""
         from domyn_swarm.jobs.progress_display import progress_display
         from domyn_swarm.services.jobs import JobService
 
         def say(text: str) -> None:
-            progress_display(shown=True).notice(text)  # which a notebook gives room at once
+            progress_display(shown=True).notice(text)  # a notebook's display must exist for it
 
         mine = request.model_copy(update={"swarm": self.name})
         try:
             return ask(JobService(self._store), mine, say)
         except KeyboardInterrupt:
             raise interrupted(
-                "Interrupted: what was answered is kept, and no job was submitted. "
-                "The same call asks only the rest."
+                "Interrupted: the answers so far are kept, and no job was submitted. "
+                "The same call sends only the other rows."
             ) from None
 
     @WordsAlone()
@@ -368,7 +368,7 @@ class DomynLLMSwarm:
             since: only time after that moment.
 
         Raises:
-            StateError: it is not up, or an earlier version brought it up.
+            StateError: the swarm is not up, or an earlier version brought it up.
         """
         from domyn_swarm.services.usage import UsageService
 
@@ -384,7 +384,7 @@ class DomynLLMSwarm:
         """Set the number of replicas: more are started, or the last ones finish and end.
 
         Raises:
-            StateError: it is not up, or replicas that were taken out have not ended yet.
+            StateError: the swarm is not up, or replicas of an earlier `scale` have not ended yet.
             PlatformError: a replica could not be started.
         """
         self._swarm = self._lifecycle.scale(self.name, replicas)
@@ -393,7 +393,7 @@ class DomynLLMSwarm:
         """Stop the swarm and verify that no part of it runs. Idempotent.
 
         Raises:
-            PlatformError: something still runs.
+            PlatformError: a part of it still runs.
         """
         if self._swarm is not None:
             self._swarm = self._lifecycle.down(self._swarm.record.name)

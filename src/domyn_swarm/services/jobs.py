@@ -88,8 +88,8 @@ class JobService:
         answers are kept, and the submitted job uses them.
 
         Raises:
-            SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
-                answered is kept.
+            SwarmError: as `submit`, before a row was sent; or the run cannot continue, and its
+                answers so far are kept.
         """
         from domyn_swarm.jobs.preview import preview
 
@@ -109,8 +109,8 @@ class JobService:
             rows: size of the sample; None: enough to keep the endpoint busy for a while.
 
         Raises:
-            SwarmError: as `submit`, and nothing was asked; or the run cannot go on, and what was
-                answered is kept.
+            SwarmError: as `submit`, before a row was sent; or the run cannot continue, and its
+                answers so far are kept.
         """
         from domyn_swarm.jobs.forecasting import Fleet, forecast, with_starts
 

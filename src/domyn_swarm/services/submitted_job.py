@@ -75,8 +75,9 @@ class SubmittedJob(JobHandle):
             return self._followed(timeout_s, progress=progress)
         except KeyboardInterrupt:
             raise interrupted(
-                f"Interrupted: the job {self.job_id} goes on. SubmittedJob.attach({self.job_id!r})"
-                " is it again: .wait() waits for it, .cancel() ends it."
+                f"Interrupted: the job {self.job_id} keeps running. "
+                f"SubmittedJob.attach({self.job_id!r}) is it again: .wait() waits for it, "
+                ".cancel() ends it."
             ) from None
 
     def cancel(self) -> JobSnapshot:
@@ -171,12 +172,12 @@ def followed(submitted: SubmittedJob, *, progress: bool) -> JobSnapshot:
         except KeyboardInterrupt:
             raise interrupted(
                 f"Interrupted: the job {submitted.job_id} finishes the rows in flight and stops. "
-                "The same call goes on from there."
+                "The same call continues from there."
             ) from None
     kept = quantity(left.rows_done, "row that is done is", "rows that are done are")
     raise interrupted(
         f"Interrupted: the job {left.job_id} has stopped, and its {kept} kept. "
-        "The same call goes on from there."
+        "The same call continues from there."
     )
 
 

@@ -92,13 +92,13 @@ class SwarmService:
         )
 
     def rehearse(
-        self, request: UpRequest, told: Mapping[str, Any], *, history: Path | None = None
+        self, request: UpRequest, assumed: Mapping[str, Any], *, history: Path | None = None
     ) -> CampaignRehearsal:
         """Run a campaign on a swarm's configuration in virtual time. Starts nothing.
 
         Args:
             request: the swarm.
-            told: fields of `Assumptions`; the others follow from the swarm.
+            assumed: fields of `Assumptions`; the others follow from the swarm.
             history: past jobs of the site, as `printed.HISTORY` prints them: how long they waited,
                 and how often they were preempted or lost their nodes.
 
@@ -128,7 +128,7 @@ class SwarmService:
         }
         past = {} if history is None else _of_history(history)
         try:
-            given = Assumptions.model_validate({**known, **past, **told})
+            given = Assumptions.model_validate({**known, **past, **assumed})
         except ValueError as error:
             raise ConfigError(f"Nothing can be rehearsed so: {error}") from None
         rules = rules_of(plan, launch.context)
@@ -168,10 +168,10 @@ class SwarmService:
 
         try:
             launch = self.prepare(UpRequest(config=config, replicas=replicas))
-            told = self.report(launch, test=True).test or ()
+            starts = self.report(launch, test=True).test or ()
         except SwarmError as error:
             return error.message
-        of_replicas = [one for one in told if one.startswith("replica")] or list(told)
+        of_replicas = [one for one in starts if one.startswith("replica")] or list(starts)
         said = of_replicas[0].partition(": ")[2] if of_replicas else "-"
         return start_time(said) or said
 

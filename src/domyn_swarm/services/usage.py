@@ -230,8 +230,8 @@ class UsageService:
         written = ledger_files.read(
             ledger.written_folder(SwarmPaths(Path(entry.swarm_dir)), entry.tag)
         )
-        told, sure = _told(entry, record, written) if ask else (ledger_files.NOTHING, False)
-        runs = ledger_files.allocations(written, now, told)
+        reported, sure = _told(entry, record, written) if ask else (ledger_files.NOTHING, False)
+        runs = ledger_files.allocations(written, now, reported)
         goes_on = any(one.end is None for spans in runs.values() for one in spans)
         over_at = None
         if not live:

@@ -143,11 +143,11 @@ def rules_of(plan: DeploymentPlan, ctx: DeploymentContext) -> Rules:
     """The rules by which replicas of a swarm's plan end and start again."""
     paths = SwarmPaths.of(plan.home_directory, plan.name)
     if plan.backend != "slurm":
-        told = build_watchdog_spec(plan, ctx, paths, 0, host="")
-        return Rules(Spec(**told), 0.0)
+        spec = build_watchdog_spec(plan, ctx, paths, 0, host="")
+        return Rules(Spec(**spec), 0.0)
     config = slurm_config(plan)
-    told = watchdog_spec(plan, ctx, paths, 0, 1)
-    return Rules(Spec(**told), drain_window_s(config, time_limit_s(config.longest_limit)))
+    spec = watchdog_spec(plan, ctx, paths, 0, 1)
+    return Rules(Spec(**spec), drain_window_s(config, time_limit_s(config.longest_limit)))
 
 
 _MOST_SLOTS = 2_000_000  # slots: rows are drawn one by one where their replica ends

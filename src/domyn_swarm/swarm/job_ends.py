@@ -106,8 +106,8 @@ def why_it_ended(record: JobRecord, result: JobResult | None) -> str | None:
     if record.status in _ENDS:
         cause, more = _ENDS[record.status]
         return f"{cause.format(limit=_limit(record))}; {_next(record, more)}"
-    told = None if result is None else result.error
-    return told or _failed(record)
+    error = None if result is None else result.error
+    return error or _failed(record)
 
 
 def _budget_spent(record: JobRecord) -> bool:
@@ -143,7 +143,7 @@ def why_it_waits(record: JobRecord, waits: str | None = None) -> str | None:
     ended = read_exit(paths.exit)
     cause = "its node was lost or taken from it"
     if record.handle is not None and record.handle.step is not None and runs.number == 1:
-        cause = "its endpoint's allocation has ended, it goes on in one of its own"
+        cause = "its endpoint's allocation has ended, it continues in its own"
     elif ended is not None:
         cause = "its time limit was up" if ended.time_limit else "Slurm took its node from it"
     return f"{cause}: run {runs.number + 1} {waits or 'waits in the queue'}"
@@ -185,7 +185,7 @@ def _more(had: float | None, asked: float | None) -> bool:
 def _next(record: JobRecord, more: str) -> str:
     if record.output is None:
         return "it is a program of yours: submit it again"
-    return f"finished rows are kept: `domyn-swarm job resume {record.job_id}{more}` goes on"
+    return f"finished rows are kept: `domyn-swarm job resume {record.job_id}{more}` continues"
 
 
 def _failed(record: JobRecord) -> str:

@@ -341,7 +341,7 @@ def end_after(swarm: LiveSwarm, handle: JobHandle) -> None:
     """Have the endpoint program end the swarm once the job has ended.
 
     Raises:
-        JobError: it cannot be told; the job runs all the same.
+        JobError: the request cannot be written; the job runs all the same.
     """
     file = swarm.paths.down_after / f"{handle.job_id}.json"
     try:
@@ -359,12 +359,12 @@ def request_notification(record: JobRecord, swarm: LiveSwarm | None) -> None:
     """Have the job's wrapper notify the swarm's webhook of its end, if the swarm has one."""
     if swarm is None or not swarm.paths.notify_url.exists():
         return
-    told = {
+    fields = {
         "url_file": str(swarm.paths.notify_url),
         "platform": record.platform,  # it may know why the job was ended
         "facts": {"swarm": record.swarm, "job_id": record.job_id, "name": record.name},
     }
-    write_private(JobPaths(Path(record.job_dir)).notify, json.dumps(told))
+    write_private(JobPaths(Path(record.job_dir)).notify, json.dumps(fields))
 
 
 def compute_spec(

@@ -96,7 +96,7 @@ class SwarmJoining:
             SwarmNotFound: there is none of that name.
             RunsElsewhere: it can only be waited for on another host or cluster.
             LaunchError: it did not come up, or has ended.
-            WaitTimedOut: the time is over; it goes on.
+            WaitTimedOut: the time is over; the swarm keeps coming up.
         """
         swarm = self._lifecycle.attach(name)
         refuse_elsewhere(swarm.record, "wait for it")
@@ -176,15 +176,15 @@ class SwarmJoining:
         found = differences(swarm.plan, wanted)
         if not found:
             return
-        told = [f"{key} is {there}, not {asked}" for key, (there, asked) in found.items()]
-        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        shown = [f"{key} is {there}, not {asked}" for key, (there, asked) in found.items()]
+        more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         change = "Stop"
         if phase is SwarmPhase.READY and found.keys() == {"replicas"}:
             size = launch.config.replicas
             change = f"Change that with `domyn-swarm scale {name} {size}`, or stop"
         raise SwarmExists(
             f"A swarm named {name!r} is {phase.value} with another configuration: "
-            f"{'; '.join(told[:_SHOWN])}{more}.",
+            f"{'; '.join(shown[:_SHOWN])}{more}.",
             hint=f"{change} it with `domyn-swarm down {name}`, or choose another --name.",
         )
 
@@ -203,7 +203,7 @@ class SwarmJoining:
             return None
         if seen.phase is Phase.STARTING:  # the time is over
             late = f"{swarm.record.name} was not ready in time: {seen.detail}."
-            raise _time_is_up(swarm, late) if keeps else NotReady(late, hint="That one goes on.")
+            raise _time_is_up(swarm, late) if keeps else NotReady(late, hint="It keeps running.")
         with _claimed(swarm) as ours:
             try:
                 return self._lifecycle.await_ready(
@@ -298,5 +298,5 @@ def _ready_again(swarm: LiveSwarm, waiting: Waiting) -> LiveSwarm:
 
 
 def _time_is_up(swarm: LiveSwarm, message: str) -> WaitTimedOut:
-    hint = f"It goes on: see `domyn-swarm status {swarm.record.name}`, or wait again."
+    hint = f"It keeps coming up: see `domyn-swarm status {swarm.record.name}`, or wait again."
     return WaitTimedOut(message, hint=hint)

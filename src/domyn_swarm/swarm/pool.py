@@ -109,9 +109,9 @@ class PoolLauncher:
                 self._stop.set()
 
     def _one(self, swarm: PooledLaunch) -> PoolOutcome:
-        told = PoolOutcome(name=swarm.name, config=swarm.path, outcome="not_started")
+        so_far = PoolOutcome(name=swarm.name, config=swarm.path, outcome="not_started")
         if self._stop.is_set():
-            return told
+            return so_far
         began = utc_now()
         try:
             waiting = Waiting(
@@ -121,18 +121,18 @@ class PoolLauncher:
                 interrupted=self._stop.is_set,
             )
             outcome = SwarmJoining(self._store).complete(swarm.launch, waiting)
-            return told.model_copy(update=self._came_up(outcome, swarm))
+            return so_far.model_copy(update=self._came_up(outcome, swarm))
         except KeyboardInterrupt:  # while it came up, so there is a record
             ours = self._store.swarm(swarm.name).created_at >= began
-            return told.model_copy(update={"outcome": "interrupted" if ours else "already_up"})
+            return so_far.model_copy(update={"outcome": "interrupted" if ours else "already_up"})
         except SwarmError as error:
             failed = {"outcome": "failed", "error": error.message, "hint": error.hint}
-            return told.model_copy(update=failed)
-        except Exception as error:  # noqa: BLE001 - a bug: the outcomes of the other swarms are told all the same
+            return so_far.model_copy(update=failed)
+        except Exception as error:  # noqa: BLE001 - a bug: the other swarms' outcomes are still returned
             _log.exception("bringing up %s was interrupted", swarm.name)
             notes = " ".join(getattr(error, "__notes__", ()))
             failed = {"outcome": "failed", "error": f"{error!r}", "hint": notes}
-            return told.model_copy(update=failed)
+            return so_far.model_copy(update=failed)
 
     def _came_up(self, outcome: Outcome, swarm: PooledLaunch) -> dict[str, object]:
         live = outcome.swarm
@@ -149,8 +149,8 @@ class PoolLauncher:
         }
 
     def _hook(self, name: str) -> Callable[[Observation], None] | None:
-        told = self._on_change
-        return None if told is None else lambda seen: told(name, seen)
+        report = self._on_change
+        return None if report is None else lambda seen: report(name, seen)
 
     def _taken_back(self, one: PoolOutcome) -> PoolOutcome:
         """Stop the swarms that this call launched; those that were up before stay."""

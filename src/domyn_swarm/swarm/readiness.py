@@ -96,8 +96,8 @@ def readiness(swarm: LiveSwarm) -> Probe:
     probe raises `SwarmError` if the platform cannot be asked.
 
     While the platform cannot be asked the phase is UNKNOWN, with the reason: the swarm is not gone,
-    and whoever waits for it goes on waiting. The probe raises any other `SwarmError`, which no
-    waiting changes.
+    and its waiters keep waiting. The probe raises any other `SwarmError`, which waiting does not
+    change.
     """
     unresolved_since: list[float] = []
 

@@ -254,11 +254,11 @@ class JobSubmitter:
         for one in records:
             if one.handle is not None and not one.status.final and is_here(one):
                 asked.setdefault(one.platform, []).append(one.handle)
-        told: dict[str, JobStatus] = {}
+        known: dict[str, JobStatus] = {}
         for platform, handles in asked.items():
-            told |= compute_backend(platform).probe_all(handles)
+            known |= compute_backend(platform).probe_all(handles)
         return [
-            self._settle(one, told[one.job_id]) if one.job_id in told else one for one in records
+            self._settle(one, known[one.job_id]) if one.job_id in known else one for one in records
         ]
 
     def recall(self, record: JobRecord) -> JobRecord:
@@ -276,8 +276,8 @@ class JobSubmitter:
         except PlatformUnavailable:  # `refresh` logs it, and asks whom else it can
             return self.refresh(record)
         if ended is not None:
-            told = ended.conclusive
-            return self._settle(record, ended.status) if told else self.refresh(record)
+            is_known = ended.conclusive
+            return self._settle(record, ended.status) if is_known else self.refresh(record)
         begun = record.status is JobStatus.PENDING and paths.progress.exists()
         if begun and paths.runs.exists():  # or it waits for its next run
             return self.refresh(record)

@@ -279,14 +279,14 @@ def with_what_it_asks(seen: JobSnapshot, record: JobRecord) -> JobSnapshot:
         spec = spec_of(record)
     except StateError:  # a script, or its files were removed
         return seen
-    told = without_secrets(spec.job_kwargs)
-    texts = {name: told.pop(name, None) for name in ("prompt", "system")}
+    parameters = without_secrets(spec.job_kwargs)
+    texts = {name: parameters.pop(name, None) for name in ("prompt", "system")}
     asked = {name: text if isinstance(text, str) else None for name, text in texts.items()}
     changes: dict[str, Any] = {
         "model": spec.model,
         "job_class": spec.job,
         **asked,
-        "parameters": told,
+        "parameters": parameters,
         "retry_parameters": without_secrets(spec.override) or None,
         "max_gpu_hours": spec.resources.max_gpu_hours,
     }

@@ -101,10 +101,10 @@ def withdraw_metrics(swarm: LiveSwarm) -> None:
     """Remove the files of a killed endpoint: it is no scrape target any more, and raises no
     alarm.
     """
-    told, name = swarm.plan.metrics, swarm.paths.public_name
-    left = [(told.discovery_dir or swarm.paths.scrape_targets) / f"{name}.json"]
-    if told.textfile_dir is not None:
-        left.append(told.textfile_dir / f"{name}.prom")
+    metrics, name = swarm.plan.metrics, swarm.paths.public_name
+    left = [(metrics.discovery_dir or swarm.paths.scrape_targets) / f"{name}.json"]
+    if metrics.textfile_dir is not None:
+        left.append(metrics.textfile_dir / f"{name}.prom")
     for file in left:
         with contextlib.suppress(OSError):  # usually of another machine
             file.unlink(missing_ok=True)

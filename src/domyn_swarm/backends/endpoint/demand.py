@@ -68,7 +68,7 @@ class Demand:
         return lately or self._jobs.in_flight > 0
 
     async def look(self, ready: int) -> Work:
-        """The demand now; `ready` is the number of places that serve."""
+        """Measure the demand now; `ready` is the number of places that serve."""
         now = self._clock.monotonic()
         jobs = await asyncio.to_thread(self._jobs.look, ready)
         activity = await self._activity()
@@ -160,8 +160,8 @@ class RowSpeed:
 
 
 class _Jobs:
-    """What the swarm's jobs have left, from the progress files of their workers. A job whose worker
-    has not written for a while, by this machine's clock, counts as not running.
+    """The remaining rows of the swarm's jobs, by the progress files of their workers. A job whose
+    worker has not written for a while, by this machine's clock, counts as not running.
     """
 
     def __init__(self, paths: SwarmPaths, clock: Clock) -> None:
@@ -172,7 +172,7 @@ class _Jobs:
         self.speed = RowSpeed()
         self.left = self.unsent = self.in_flight = 0
         self.ending: tuple[EndingRows, ...] = ()
-        self.known = self.unknown = False  # a job runs; the rows of one are not known yet
+        self.known = self.unknown = False  # whether a running job has reported its rows, or has not
 
     def look(self, ready: int) -> _Jobs:
         """Read the jobs' progress files; `ready` is the number of places that serve. Blocking."""
@@ -201,7 +201,7 @@ class _Jobs:
         for job in jobs:
             one = job.progress
             before = self._changed_at.get(job.job_id)
-            if before is None:  # its worker may have ended long ago
+            if before is None:  # the job's worker may have ended long ago
                 age_s = max(0.0, (utc_now() - one.updated_at).total_seconds())
                 before = self._changed_at[job.job_id] = (one.updated_at, now - age_s)
             elif before[0] != one.updated_at:

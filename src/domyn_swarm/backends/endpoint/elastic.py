@@ -11,16 +11,16 @@ task. The rules, each of which `decide` returns as its reason:
   will be ready, work for at least half of its start time (`_WORTH`); otherwise it would be ready
   when little or nothing is left.
 - No place is started while a ready one is idle: then replicas are not what limits the work.
-- A place that waits in the queue is given up once the others will be done before it could be ready.
-- None is started for jobs that end, done or not, before it would have served for so long. The first
-  one is: what is known of starts is of the past.
-- The tail: once nothing is left that could still be sent, as many places stay as what is in flight
-  fills, should all of it have to be asked again. The others, those with the fewest requests, get
-  no more and go as these have ended. Where those that stay are idle and one that goes is not, that
-  one stays instead.
-- The last one stays for `keep_s`, as do places that a client's requests woke. By default that is
-  the time that a start takes: who keeps an idle machine as long as it costs to start it pays at
-  most twice what he would have paid knowing the future (the rent-or-buy rule; Karlin et al. 1988).
+- A place that waits in the queue is given up if the others will be done before it could be ready.
+- No place is started for a job that ends, done or not, before the place would have served for that
+  long. The first place is an exception: measured starts may no longer hold.
+- The tail: once no row is left to send, the swarm keeps as many places as the rows in flight would
+  fill if all of them had to be sent again. The other places, those with the fewest requests, get no
+  new request and end when their requests have ended. If every kept place is idle and a leaving one
+  is not, the leaving one is kept instead.
+- The last place stays for `keep_s`, as do places that a client's requests woke. By default that is
+  the time that a start takes: an idle machine that is kept for as long as a start takes costs at
+  most twice the optimum in hindsight (the rent-or-buy rule; Karlin et al. 1988).
 """
 
 from __future__ import annotations
@@ -41,43 +41,43 @@ _KEEP_AT_LEAST_S = 30.0
 class PlaceState(StrEnum):
     """How far a place is."""
 
-    WAITING = "waiting"  # requested, and not started by the platform
+    WAITING = "waiting"  # requested, not yet started by the platform
     STARTING = "starting"  # running, not serving yet
     READY = "ready"
     FAILED = "failed"  # it will not serve, and has not been removed yet
 
 
 class Place(NamedTuple):
-    """A place that is wanted, or exists."""
+    """A place that is wanted or exists."""
 
     number: int
     state: PlaceState
     asked_s: float = 0.0  # seconds since it was requested
-    idle_s: float = 0.0  # since its last request, if ready; 0: it has some, or may have
+    idle_s: float = 0.0  # since its last request, if ready; 0: it has or may have requests
     ends_in_s: float = math.inf  # seconds to its time limit
-    requests: float | None = None  # that its engines have; None: not known
+    requests: float | None = None  # in its engines; None: not known
 
 
 class EndingRows(NamedTuple):
-    """Rows of a job that ends after a time, whether they are settled or not."""
+    """Unsent rows of a job that ends in `in_s` seconds, whether they are settled or not."""
 
     in_s: float
     unsent: int
 
 
 class Work(NamedTuple):
-    """The work that there is."""
+    """The demand: rows of jobs, and requests of other clients."""
 
-    rows_left: int = 0  # of jobs that are under way: not settled
-    rows_unsent: int = 0  # of them: not in flight
-    requests: float = 0.0  # of other clients: in flight, or held until a replica is there
-    asked_for: bool = False  # a job asks for replicas, and has not said how many rows it has
-    quiet_s: float = math.inf  # since any of this was there
-    clients_quiet_s: float = math.inf  # since another client's request was
-    ending: tuple[EndingRows, ...] = ()  # of the rows that are not in flight
+    rows_left: int = 0  # unsettled rows of running jobs
+    rows_unsent: int = 0  # of these, the rows that are not in flight
+    requests: float = 0.0  # of other clients: in flight, or held until a replica serves
+    asked_for: bool = False  # a job requests replicas and has not reported how many rows it has
+    quiet_s: float = math.inf  # since there was any demand
+    clients_quiet_s: float = math.inf  # since another client had a request
+    ending: tuple[EndingRows, ...] = ()  # unsent rows of jobs that end at a known time
 
     def unsent_after(self, seconds: float) -> int:
-        """The rows that are not in flight, without those of jobs that will have ended by then."""
+        """The unsent rows, without those of jobs that will have ended by then."""
         return self.rows_unsent - sum(one.unsent for one in self.ending if one.in_s < seconds)
 
     @property
@@ -95,11 +95,11 @@ class Bounds(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Measurements of this swarm; None: nothing was measured yet."""
+    """Measurements of this swarm; None: not measured yet."""
 
     rows_per_place_s: float | None = None  # rows per second that one ready place settles
-    start_s: float | None = None  # from its request until it serves: the median
-    full_at: int = 64  # requests in flight that one place takes
+    start_s: float | None = None  # median time from a place's request until it serves
+    full_at: int = 64  # requests in flight that fill one place
 
     @property
     def expected_start_s(self) -> float:
@@ -127,11 +127,11 @@ def decide(
 
     Args:
         work: the demand now.
-        places: those that are wanted.
+        places: the wanted places.
         bounds: of the configuration.
         measured: of this swarm.
-        taken: numbers that no new place gets: places that have not ended yet, or failed recently.
-        warm: places that are not wanted but still serve; they are kept before any is started.
+        taken: numbers that no new place gets: places that have not ended yet or failed recently.
+        warm: unwanted places that still serve; they are kept before a new one is started.
     """
     released, why = _released(work, places, bounds, measured)
     kept = [one for one in places if one.number not in released]
@@ -188,15 +188,15 @@ def _nothing_to_send(work: Work, ready: Sequence[Place], measured: Measured) -> 
 
 
 def _in_tail(work: Work, places: Sequence[Place], bounds: Bounds, measured: Measured) -> bool:
-    """Whether all that jobs have left is in flight, and no client comes."""
+    """Whether all remaining rows of jobs are in flight and no other client sends requests."""
     ready = [one for one in places if one.state is PlaceState.READY]
     quiet = not work.requests and work.clients_quiet_s >= _keep_s(bounds, measured)
     return bool(work.rows_left) and quiet and _nothing_to_send(work, ready, measured)
 
 
 def _turn(places: Sequence[Place], warm: Collection[Place]) -> tuple[int, int] | None:
-    """Where all that stay are idle: one of them, and the one with the most requests of those that
-    go; None: there is no such.
+    """If all kept places are idle: one of them, and the leaving place with the most requests, which
+    takes its turn. None: a kept place has requests, or no leaving place has any.
     """
     if not places or any(one.state is PlaceState.READY and one.requests != 0 for one in places):
         return None
@@ -208,8 +208,7 @@ def _turn(places: Sequence[Place], warm: Collection[Place]) -> tuple[int, int] |
 
 
 def _last_first(one: Place) -> tuple[int, float, float, int]:
-    """The order in which places are given up: not started, then longest idle, then fewest requests,
-    the highest
+    """The order in which places are given up: not started, longest idle, fewest requests, highest
     number.
     """
     order = (PlaceState.WAITING, PlaceState.STARTING, PlaceState.READY, PlaceState.FAILED)
@@ -265,7 +264,7 @@ def _missing(
     work: Work, kept: Sequence[Place], bounds: Bounds, measured: Measured
 ) -> tuple[int, str]:
     usable = [one for one in kept if one.state is not PlaceState.FAILED]
-    if len(usable) < len(kept):  # what failed there may fail everywhere
+    if len(usable) < len(kept):  # the cause of a place's failure may affect every place
         return 0, ""
     if len(usable) < bounds.least:
         return bounds.least - len(usable), f"{bounds.least} are wanted always"
@@ -291,18 +290,18 @@ def _filled(work: Work, measured: Measured) -> int:
 
 
 def _filled_in_time(work: Work, measured: Measured) -> int:
-    """The same, without the rows of jobs that will have ended before a start pays."""
+    """As `_filled`, without the rows of jobs that will have ended before a start pays."""
     too_late = work.rows_unsent - work.unsent_after(_pays_after_s(measured))
     return _filled(work._replace(rows_left=work.rows_left - too_late), measured)
 
 
 def _pays_after_s(measured: Measured) -> float:
-    """How long a job must still go on for a start to pay; 0 while nothing is known of starts."""
+    """For how long a job must still run for a start to pay; 0 while no start was measured."""
     return 0.0 if measured.start_s is None else (1 + _WORTH) * measured.start_s
 
 
 def _worth_starting(work: Work, usable: Sequence[Place], speed: float, measured: Measured) -> int:
-    """How many more places would have work for `_WORTH` of the time that their start takes."""
+    """How many more places would have work for at least `_WORTH` of their start time."""
     start_s = measured.expected_start_s
     done = sum(speed * _serves_s(one, start_s) for one in usable)
     left = work.unsent_after(_pays_after_s(measured)) - done
@@ -314,6 +313,6 @@ def _worth_starting(work: Work, usable: Sequence[Place], speed: float, measured:
 
 
 def _serves_s(one: Place, within_s: float) -> float:
-    """For how many of the next seconds a place serves at most."""
+    """The longest time for which a place can serve within the next `within_s` seconds."""
     begins_s = 0.0 if one.state is PlaceState.READY else max(0.0, within_s - one.asked_s)
     return max(0.0, min(within_s, one.ends_in_s) - begins_s)

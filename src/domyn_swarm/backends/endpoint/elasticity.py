@@ -1,7 +1,7 @@
 """Runs as many replicas of an elastic swarm as there is work for, as `elastic` decides.
 
-Every second it looks at what jobs and clients want and at what runs, and writes down what shall run
-before it asks the platform for it. How a replica goes: see `surplus_replicas`.
+Every second it compares the demand of jobs and clients with the replicas that run, and records its
+decision on disk before it asks the platform to carry it out. `surplus_replicas` ends replicas.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from domyn_swarm.probing import Clock
 _log = get_logger(__name__)
 
 _LOOK_S = 1.0
-_LEAVING_LOOK_S = 0.25  # at the requests of what goes as soon as it has none
-_AT_LEAST_S = 0.2  # between two looks, however many requests come
+_LEAVING_LOOK_S = 0.25  # between polls of leaving replicas, which end once they have no request
+_AT_LEAST_S = 0.2  # between two rounds, however many requests arrive
 _FAILED_RESTS_S = 600.0
-_APPEARS_S = 90.0  # what was asked for so long ago and is not there has ended
-_AGAIN_S = 30.0  # between attempts to start what could not be started
+_APPEARS_S = 90.0  # a place requested longer ago that the platform does not list has ended
+_AGAIN_S = 30.0  # between attempts to start places after a failed one
 
 
 async def _whatever_fails(look: Callable[[], Awaitable[None]]) -> None:
-    """What fails is looked at again."""
+    """Run a step of a round and log its error: the next round repeats it."""
     try:
         await look()
     except (PlatformError, OSError, ValueError) as error:
-        _log.warning("cannot see to the number of replicas now: %s", error)
+        _log.warning("cannot adjust the number of replicas now: %s", error)
     except Exception:  # noqa: BLE001 - the endpoint serves all the same
-        _log.exception("cannot see to the number of replicas now")
+        _log.exception("cannot adjust the number of replicas now")
 
 
 class Elasticity:
@@ -84,8 +84,8 @@ class Elasticity:
             keep_s=spec.elastic.keep_s,
         )
         self._state, self._restored = self._restore(spec.tag)
-        self._absent_since: dict[int, float] = {}  # places that are wanted, and nowhere
-        self._failed_since: dict[int, float] = {}  # places that are wanted, and failed for good
+        self._absent_since: dict[int, float] = {}  # wanted places that the platform does not list
+        self._failed_since: dict[int, float] = {}  # wanted places that failed permanently
         self._try_again_at = 0.0
         demand = self._demand = Demand(paths, collector, activity, door, clock)
         self._requests = PlaceRequests(
@@ -134,8 +134,8 @@ class Elasticity:
         return None if start_s is None else max(0.0, start_s - max(since, default=0.0))
 
     def why_not(self) -> str | None:
-        """Why no replica will serve for now: those that were started failed, or none can be
-        started.
+        """Why no replica will serve for now: all of them failed, or none can be started. None:
+        neither is known.
         """
         if self._state.trouble:
             return f"no replica can be started: {self._state.trouble}"
@@ -151,7 +151,8 @@ class Elasticity:
         """Run one round: decide, and carry the decision out.
 
         Raises:
-            PlatformError, OSError: what is to be known, or done, cannot be.
+            PlatformError, OSError: the platform could not be asked, or a file could not be read or
+                written; the next round repeats the attempt.
         """
         placed = await asyncio.to_thread(self._platform.places)
         work = await self._demand.look(self._ready_places())
@@ -174,7 +175,7 @@ class Elasticity:
         await self._begin(found.wanted - placed.keys())
 
     async def _warm(self, leaving: Collection[int]) -> list[Place]:
-        """Of places that are not wanted: those that serve yet, and were not told to end."""
+        """The unwanted places that still serve and have not been asked to end."""
         warm = self._surplus.still_warm(leaving)
         busy = await self._requests.at(warm) if warm else {}
         return [Place(one, PlaceState.READY, requests=busy.get(one)) for one in warm]
@@ -218,15 +219,15 @@ class Elasticity:
         return range(first, min(first + self._per_place, self._replicas))
 
     async def _begin(self, missing: Collection[int]) -> None:
-        """Start wanted places that do not exist. One that existed, or was requested long ago, has
-        ended: it failed, or its platform brings it back.
+        """Start wanted places that do not exist. A place that existed before, or was requested long
+        ago, is not started: it failed, or its platform brings it back.
         """
         now = self._clock.monotonic()
         if not missing or now < self._try_again_at:
             return
         self._try_again_at = now + _AGAIN_S
         fresh = [one for one in missing if self._asked_s(one) < _APPEARS_S or self._restored]
-        self._restored = False  # a program before this one may have been killed before it asked
+        self._restored = False  # the previous program may have been killed before it asked
         if not fresh:
             return
         trouble = ""
@@ -248,7 +249,9 @@ class Elasticity:
         return len({one // self._per_place for one in self._collector.serving_replicas()})
 
     async def _places(self, placed: Mapping[int, Placed]) -> list[Place]:
-        """The wanted places in their present state. One that ended without a report is left out."""
+        """The wanted places in their present state, without those that are lost: they failed, or
+        ended without a report.
+        """
         serving = {one // self._per_place for one in self._collector.serving_replicas()}
         ready = serving & set(self._state.wanted)
         busy = await self._requests.at(ready)
@@ -262,7 +265,7 @@ class Elasticity:
                 self._absent_since, index, there is None and index not in serving
             )
             failed_s = self._since(self._failed_since, index, failed)
-            if failed:  # another is tried if other places did serve, or when a retry is due
+            if failed:  # replaced if some place has served before, else once a retry is due
                 over = (replaceable and bool(self._state.starts_s)) or failed_s >= _FAILED_RESTS_S
             else:
                 over = absent_s >= (_APPEARS_S if replaceable else _FAILED_RESTS_S)
@@ -294,7 +297,7 @@ class Elasticity:
         return bool(set(range(self._bounds.most)) - {*self._state.wanted, *resting, *placed})
 
     def _since(self, since: dict[int, float], place: int, holds: bool) -> float:
-        """For how many seconds a place has been so, as recorded in `since`."""
+        """For how many seconds the condition `holds` has been true of a place, by `since`."""
         now = self._clock.monotonic()
         if not holds:
             since.pop(place, None)
@@ -313,11 +316,11 @@ class Elasticity:
         await self._remember(state.model_copy(update={"asked_at": left}))
 
     async def _give_up(self, lost: set[int], *, rest: bool) -> None:
-        """Stop wanting these: other places replace them, or they are retried themselves if there is
-        none, after they were shown as failed for as long as a failed place rests.
+        """Stop wanting these places. Other places replace them; without a free one (`rest` False)
+        they are retried themselves.
         """
         now, state = self._clock.time(), self._state
-        then = "others take over" if rest else "it is tried again"
+        then = "other replicas replace it" if rest else "it is tried again"
         _log.warning("%s failed, or ended without a report: %s", _named(lost), then)
         resting = {one: until for one, until in state.failed_until.items() if until > now}
         if rest:

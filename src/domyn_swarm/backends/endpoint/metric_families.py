@@ -62,8 +62,8 @@ def families(
     things: Sequence[tuple[tuple[str, ...], _T]],
 ) -> Iterator[Metric]:
     """The families of a table; `things` are paired with the values of the labels that name them."""
-    for told in table:
-        yield told.family(named_by, things)
+    for row in table:
+        yield row.family(named_by, things)
 
 
 def _add(family: _Family, words: Sequence[str], value: float | Histogram) -> None:

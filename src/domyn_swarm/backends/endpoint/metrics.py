@@ -143,7 +143,7 @@ _USE: MetricRow[Readings] = MetricRow(
     COUNTER,
     "replica_use_seconds",
     "A replica's time by use, from the reports since the collector began.",
-    lambda now: {(str(one), use.value): told for (one, use), told in now.uses.items()},
+    lambda now: {(str(one), use.value): seconds for (one, use), seconds in now.uses.items()},
     ("replica", "use"),
 )
 _OF_REPLICAS: tuple[MetricRow[_Reported], ...] = (

@@ -1,4 +1,4 @@
-"""The requests at each place of an elastic swarm, and for how long a place has been without one."""
+"""Counts the requests at each place of an elastic swarm, and for how long a place has had none."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from domyn_swarm.probing import Clock
 
 
 class PlaceRequests:
-    """Asks the engines. `reports` gives what a place's replicas said last, `may_be_in_flight`
-    whether anybody has a request in flight, as far as can be told without the engines, and
-    `rows_unsent` the rows that jobs may still send.
+    """Asks the engines. `reports` returns the last reports of a place's replicas,
+    `may_be_in_flight` whether any client may have a request in flight, judged without the engines,
+    and `rows_unsent` the number of rows that jobs may still send.
     """
 
     def __init__(
@@ -31,9 +31,10 @@ class PlaceRequests:
         self._idle_since: dict[int, float] = {}
 
     async def at(self, places: Collection[int]) -> dict[int, float]:
-        """The requests at each place; what is not known is left out. Engines without gauges have
-        some as long as anybody may have one in flight. Reports are seconds old: engines that had
-        none are asked, and all of them once nothing is left to send.
+        """The number of requests at each place; a place whose number is not known is left out.
+        Engines without gauges have an unknown number while any client may have a request in flight.
+        Reports are seconds old, so engines that reported no request are asked now, and all engines
+        once no row is left to send.
         """
         reported = {one: self._reports(one) for one in places}
         asked = [
@@ -54,11 +55,11 @@ class PlaceRequests:
         return found
 
     def idle_s(self, ready: Collection[int], busy: Mapping[int, float]) -> dict[int, float]:
-        """For how long each has been without a request; 0 for what may have some.
+        """For how many seconds each place has had no request; 0: it has or may have requests.
 
         Args:
             ready: the places that serve now.
-            busy: their requests now, as `at` found them.
+            busy: their requests now, from `at`.
         """
         now = self._clock.monotonic()
         for one in ready:
@@ -76,7 +77,9 @@ def _running(reports: Collection[ReplicaReport]) -> float:
 
 
 def _requests_of(report: ReplicaReport, now: Mapping[str, float] | None) -> float | None:
-    """By the engine itself where it was asked, else by its last report."""
+    """A replica's requests by its engine's answer, or by its last report if it was not asked; None:
+    not known.
+    """
     if now is not None and report.url is not None and report.url in now:
         return now[report.url]
     if report.state is not ReplicaState.READY or report.url is None:

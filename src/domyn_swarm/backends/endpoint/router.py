@@ -111,9 +111,9 @@ class SmgRouter(Router):
 
     @override
     def argv(self, settings: RouterSettings) -> Sequence[str]:
-        told = json.dumps(router_arguments(settings))
+        arguments = json.dumps(router_arguments(settings))
         key_file = str(settings.api_key_file)
-        return [sys.executable, "-m", _PROGRAM, str(os.getpid()), key_file, told]
+        return [sys.executable, "-m", _PROGRAM, str(os.getpid()), key_file, arguments]
 
     @override
     def manifest(self, urls: Sequence[str]) -> str:

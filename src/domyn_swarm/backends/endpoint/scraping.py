@@ -99,11 +99,11 @@ class Discovery:
 
     def announce(self, target: str) -> None:
         """Write the file: the collector is at `target` (host:port) from now on."""
-        told = [{"targets": [target], "labels": {"swarm": self._name}}]
+        targets = [{"targets": [target], "labels": {"swarm": self._name}}]
         try:
             if self._ours:
                 private_dir(self._path.parent)
-            _write_public(self._path, json.dumps(told, indent=2).encode())
+            _write_public(self._path, json.dumps(targets, indent=2).encode())
         except OSError as error:
             _log.warning("cannot write %s: %s", self._path, error)
 

@@ -24,7 +24,7 @@ def _forget_proxies() -> None:
         del os.environ[name]
 
 
-def main(parent: str, key_file: str, told: str) -> None:
+def main(parent: str, key_file: str, arguments: str) -> None:
     """Run the router in this process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
@@ -34,7 +34,7 @@ def main(parent: str, key_file: str, told: str) -> None:
     from smg.router_args import RouterArgs
 
     key = Path(key_file).read_text("utf-8").strip()
-    launch_router(RouterArgs(**json.loads(told), api_key=key))
+    launch_router(RouterArgs(**json.loads(arguments), api_key=key))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the limits of partitions, QoS and accounts allow a swarm. Pure.
+"""Compares what a swarm asks for with the limits of partitions, QoS and accounts. Pure.
 
-`sbatch --test-only` checks few of them; a job beyond one is accepted, and waits for ever.
+`sbatch --test-only` checks few of these limits; a job beyond one is accepted and waits for ever.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Request:
     number without which the swarm does not serve.
     """
 
-    what: str  # in words: a replica, the endpoint
+    what: str  # in messages: a replica, the endpoint
     tres: Mapping[str, float]  # cpu, mem (MB), node, gres/gpu
-    keys: Mapping[str, str]  # keys of the configuration, by what they ask for; `wall` too
+    keys: Mapping[str, str]  # keys of the configuration, by the resource they set, or `wall`
     wall_s: float
     most: int = 1
     least: int = 1
@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one QoS, account or partition; what is not limited is left out."""
+    """The limits of one QoS, account or partition; unlimited resources are left out."""
 
     name: str  # in messages: "the QoS x"
     key: str = "backend.qos"  # the key of the configuration that chooses another
@@ -61,12 +61,12 @@ class Limits:
     wall_s: float | None = None
     jobs: float | None = None  # running at a time
     submitted: float | None = None
-    over_partition: bool = False  # the partition's longest time does not apply with it
+    over_partition: bool = False  # the QoS overrides the partition's longest time
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a limit does to a swarm: it `never` serves, or only a part of it runs."""
+    """The effect of a limit on a swarm: it can `never` serve, or only a part of it runs."""
 
     never: bool
     words: str
@@ -82,8 +82,8 @@ def tres(text: str) -> dict[str, float]:
 
 
 def left_by(first: Sequence[Mapping[str, str]], row: Mapping[str, str]) -> dict[str, str]:
-    """The limits of a line that still apply beside the given QoS. Slurm takes each limit from where
-    it is defined first: the partition's QoS, the job's QoS, the associations.
+    """The limits of a line that still apply after those in `first`. Slurm takes each limit from the
+    first of these that defines it: the partition's QoS, the job's QoS, the associations.
     """
     left = dict(row)
     for name in row.keys() - {*_NO_LIMITS}:
@@ -175,7 +175,7 @@ def _least(*texts: str) -> float | None:
 
 
 def findings(request: Request, limits: Limits) -> Iterator[Finding]:
-    """What limits do to jobs of one kind, each job by itself."""
+    """The effects of limits on jobs of one kind, each job by itself."""
     nodes = request.tres.get("node", 1.0)
     for name, wanted in request.tres.items():
         asked, key = _amount(name, wanted), request.keys.get(name, "")
@@ -212,7 +212,7 @@ def _of_minutes(request: Request, limits: Limits) -> Iterator[Finding]:
 
 
 def findings_together(requests: Iterable[Request], limits: Limits) -> Iterator[Finding]:
-    """What limits do to all jobs of a swarm that share them."""
+    """The effects of limits on all jobs of a swarm together."""
     asked = [*requests]
     jobs = sum(one.most for one in asked)
     least = sum(one.least for one in asked)
@@ -270,8 +270,8 @@ def _minutes(seconds: float) -> str:
 
 
 def partition_findings(shown: str, account: str | None, qos: str | None) -> Iterator[Finding]:
-    """The reasons in a line of `scontrol show partition` against jobs of an account and a QoS;
-    None: the user's default, which is not known.
+    """The reasons in a line of `scontrol show partition` against jobs of an account and a QoS.
+    `account` or `qos` None: the user's default, which is not known.
     """
     facts = dict(re.findall(r"(\w+)=(\S+)", shown))
     name = facts.get("PartitionName", "?")

@@ -1,4 +1,4 @@
-"""Slurm's commands: run with a time limit, their refusals in our words."""
+"""Runs Slurm's commands, each with a time limit, and turns their refusals into errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from domyn_swarm.probing import Clock
 
 _log = get_logger(__name__)
 
-_UNKNOWN_S = 5.0  # how often a job that is not known is asked for
+_UNKNOWN_S = 5.0  # between two queries for a job that Slurm does not know
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_MAX_S = 3600.0
 _SURELY_S = 1.0
@@ -46,7 +46,7 @@ _MOMENTS_S = 5.0
 _AT_ONCE = 8  # scancel sends ten signals at a time, and repeats are among them
 _ID = re.compile(r"\d+(?:_\d+)?(?:\.\d+)?")
 _PARTITIONS = re.compile(r"^#SBATCH --partition=(\S+)", re.MULTILINE)
-# Without it commands leave out hidden partitions and all that is in them, for who is not root.
+# Without it commands of users other than root leave out hidden partitions and their jobs.
 _HIDDEN_TOO = ("--all",)
 _MINE = ("squeue", *_HIDDEN_TOO, "--noheader", "--user", str(os.getuid()))
 _SHOW = ("scontrol", *_HIDDEN_TOO, "--oneliner", "show")
@@ -54,10 +54,10 @@ _NO_NODE = "Requested node configuration is not available"
 
 
 class Slurm:
-    """The scheduler, as its commands show it. Threads may share one."""
+    """The scheduler, through its commands. Threads may share an instance."""
 
     def __init__(self, longest_s: float = LONGEST_S, clock: Clock = time) -> None:
-        """`longest_s`: the oldest that a queue snapshot may become while nothing changes."""
+        """`longest_s`: the greatest age of a queue snapshot while nothing changes."""
         self._clock = clock
         self._cluster: str | None = None
         self._cluster_unknown: tuple[float, PlatformError] | None = None  # at what time, and why
@@ -72,7 +72,7 @@ class Slurm:
         self._asked_at: dict[str, float] = {}
 
     def cluster(self) -> str:
-        """The name of the cluster that Slurm's commands ask from here.
+        """The name of the cluster that Slurm's commands ask on this machine.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -108,15 +108,15 @@ class Slurm:
         after: str | None = None,
         once_over: str | None = None,
     ) -> str:
-        """Submit a script, with `array` for these of its tasks, with `exclude` on none of these
-        nodes, whatever the script says of nodes to leave out, with `after` once that job has
-        started, with `once_over` once that one has ended; the new job's id.
+        """Submit a script and return the new job's id: only the tasks `array` of its array, not on
+        the nodes `exclude` (in place of those that the script excludes), not before the job `after`
+        has started, not before the job `once_over` has ended.
 
         Raises:
             CommandMissing: there is no Slurm here.
             SubmissionUnknown: sbatch did not answer, or printed no id; the job may be in the queue.
-            PlatformUnavailable: the job went to another cluster, where it cannot be cancelled.
-            SubmitRejected: Slurm refused it, or sent it to a cluster that is not asked here.
+            PlatformUnavailable: the job went to another cluster and cannot be cancelled there.
+            SubmitRejected: Slurm refused it, or sent it to another cluster, where it was cancelled.
         """
         options = [] if array is None else [f"--array={','.join(map(str, array))}"]
         options += [f"--exclude={','.join(exclude)}"] if exclude else []
@@ -130,7 +130,7 @@ class Slurm:
         if done.returncode != 0:
             raise _refused(script, printed.refusal(done.stderr, done.stdout))
         for warned in printed.warnings(done.stderr):
-            _log.warning("Slurm took %s, and warns: %s", script.name, warned)
+            _log.warning("Slurm accepted %s with a warning: %s", script.name, warned)
         self._queue.expect_change()
         submitted = printed.submitted(done.stdout)
         if submitted is None:
@@ -145,7 +145,7 @@ class Slurm:
         return job
 
     def _take_back(self, script: Path, job: str, cluster: str) -> None:
-        """Cancel a job on a cluster where nothing could be asked about it."""
+        """Cancel a job that went to another cluster, where this one could not ask about it."""
         done = run(["scancel", "--quiet", f"--clusters={cluster}", job])
         if done.returncode != 0:
             raise PlatformUnavailable(
@@ -160,14 +160,14 @@ class Slurm:
         )
 
     def test(self, script: Path) -> WouldTake:
-        """Ask whether a script could be submitted. The script is temporary, so errors do not name
-        its path.
+        """Whether Slurm would accept a script. The script is temporary, so errors do not name its
+        path.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
-            SubmitRejected: it would be refused, or could never run: such a job is often accepted
-                all the same, and waits for ever. While nodes are drained or down Slurm reports the
-                same of jobs that only have to wait; then nothing is raised.
+            SubmitRejected: it would be refused, or could never run: Slurm often accepts such a job,
+                which then waits for ever. While nodes are drained or down Slurm reports the same
+                for jobs that only have to wait; then nothing is raised.
         """
         done = run(["sbatch", "--test-only", str(script)])
         asked = _PARTITIONS.search(script.read_text("utf-8"))
@@ -188,7 +188,7 @@ class Slurm:
         return printed.nodes_away(done.stdout)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
-        """The jobs, array tasks and steps (`17.0`) of these that Slurm knows.
+        """Those of these jobs, array tasks and steps (`17.0`) that Slurm knows.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -225,7 +225,7 @@ class Slurm:
         return {one: found[one] for one in ids if one in found}
 
     def steps(self, at_most_s: float = math.inf) -> JobsById:
-        """Every running step of this user, with its name in place of a job's comment. See `queue`.
+        """Every running step of this user, as `queue`; a step has its name in place of a comment.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -257,8 +257,8 @@ class Slurm:
         return parse_allocation(done.stdout)
 
     def own_end(self, job: str) -> OwnEnd | None:
-        """What becomes of a job that was told to end; None: Slurm does not know the job. Asked by
-        the job itself, which has only moments left.
+        """What Slurm does with a job that it is ending; None: Slurm does not know the job. The job
+        itself asks, with only moments left, so the time limit is short.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -267,9 +267,9 @@ class Slurm:
         return printed.own_end(done.stdout) if done.returncode == 0 else None
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, SlurmJob]:
-        """What accounting remembers of jobs that the controller forgot; nothing without accounting.
-        It is asked once a minute for a job that it does not know, and at growing intervals while it
-        does not answer, as on a site without accounting.
+        """Accounting's records of jobs that the controller forgot; empty without accounting. It is
+        asked once a minute for a job that it does not know, and at growing intervals while it does
+        not answer, as on a site without accounting.
         """
         now = self._clock.monotonic()
         ids = [one for one in ids if _ID.fullmatch(one)]
@@ -319,14 +319,14 @@ class Slurm:
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
         """
-        told = [one for one in dict.fromkeys(ids) if signal is not None and self._runs(one)]
-        if ended := [one for one in ids if one not in told]:
+        signalled = [one for one in dict.fromkeys(ids) if signal is not None and self._runs(one)]
+        if ended := [one for one in ids if one not in signalled]:
             run(["scancel", "--quiet", *ended])
         if signal is not None:
-            jobs = [one for one in told if "." not in one]
+            jobs = [one for one in signalled if "." not in one]
             for first in range(0, len(jobs), _AT_ONCE):
                 send_signals(signal, jobs[first : first + _AT_ONCE])
-            if steps := [one for one in told if "." in one]:
+            if steps := [one for one in signalled if "." in one]:
                 run(["scancel", "--quiet", f"--signal={signal}", *steps])
         self.expect_change()
 
@@ -339,16 +339,16 @@ class Slurm:
         run(["scancel", "--quiet", f"--signal={signal}", job])
 
     def requeue(self, job: str) -> bool:
-        """Put a running job back into the queue; return whether Slurm agreed."""
+        """Put a running job back into the queue; return whether Slurm accepted that."""
         return run(["scontrol", "requeue", job]).returncode == 0
 
     def exclude(self, job: str, nodes: Sequence[str]) -> bool:
-        """Exclude nodes for a job that waits; return whether Slurm agreed."""
+        """Exclude nodes for a waiting job; return whether Slurm accepted that."""
         change = f"ExcNodeList={','.join(nodes)}"
         return run(["scontrol", "update", f"JobId={job}", change]).returncode == 0
 
     def shown(self, what: str) -> str:
-        """Slurm's partitions, or its nodes, one a line; hidden ones too.
+        """Slurm's partitions or nodes (`what`), one per line, with hidden ones.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -359,7 +359,7 @@ class Slurm:
         return done.stdout
 
     def names(self, what: str) -> set[str]:
-        """The names of what is `shown`.
+        """The names of Slurm's partitions or nodes (`what`), with hidden ones.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -376,14 +376,14 @@ class Slurm:
         return all(printed.gives_whole_nodes(self._partition(one)) for one in partitions.split(","))
 
     def _partition(self, name: str) -> str:
-        """What Slurm shows of a partition, or that it has none of that name."""
+        """Slurm's description of a partition, or its answer that there is none of that name."""
         done = run([*_SHOW, "partition", name])
         if done.returncode == 0 or printed.has_no_partition(done.stdout):
             return done.stdout
         raise _unanswered(f"scontrol does not show the partition {name}: {last_line(done.stderr)}")
 
     def node_address(self, node: str) -> str | None:
-        """The address at which the scheduler reaches a node; None if it does not say."""
+        """The address at which the scheduler reaches a node; None: not known."""
         done = run([*_SHOW, "node", node])
         return printed.node_address(done.stdout) if done.returncode == 0 else None
 

@@ -124,15 +124,15 @@ class Ending:
                     hint="Nodes may be slow to let go; see `squeue`, then run `domyn-swarm down`.",
                 )
 
-    def _none_left(self, kind: str, told: set[str]) -> bool:
+    def _none_left(self, kind: str, sent: set[str]) -> bool:
         """Whether none of a kind is left. Jobs that start meanwhile are ended too, as are those
         that were being requeued when they were signalled.
         """
         left = self._left(kind)
-        chosen = [one for one, waits in left.items() if waits or one not in told]
+        chosen = [one for one, waits in left.items() if waits or one not in sent]
         if chosen:
             self._slurm.cancel(chosen)
-        told.update(chosen)
+        sent.update(chosen)
         return not left
 
     def _left(self, kind: str) -> dict[str, bool]:

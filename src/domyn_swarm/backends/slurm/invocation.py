@@ -122,5 +122,5 @@ def _check_reached(command: Sequence[str], code: int, errors: str) -> None:
     if code != 0 and _UNREACHABLE.search(errors):
         raise PlatformUnavailable(
             f"{command[0]}: {last_line(errors)}",
-            hint="The controller does not answer; what it runs goes on. Ask again in a while.",
+            hint="The controller does not answer; running jobs continue. Ask again in a while.",
         )

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _LOOK_S = 0.2
-_AGAIN_S = 1.0  # a run that is being ended has moments
+_AGAIN_S = 1.0  # a run that Slurm is ending has only moments left
 # Consecutive short runs without a settled row; a longer run had something to wait for.
 _FRUITLESS = RestartPolicy(most=3, progress_s=600.0)
 ComesBack = Literal["itself", "asks", "successor"]
-"""Slurm has put it back into the queue; it may do so itself while it has time; it is ended for good
-(`PreemptMode=CANCEL`), and another job has to go on.
+"""How a job continues: Slurm has requeued it; it can requeue itself while it has time; or it is
+ended permanently (`PreemptMode=CANCEL`) and a successor has to continue.
 """
 Over = Literal["settled", "cancelled", "stop_after", "fruitless"]
 
@@ -69,7 +69,7 @@ class JobRuns:
 
     @classmethod
     def read(cls, paths: JobPaths) -> JobRuns | None:
-        """The recorded runs; None: the job has not started, or is not one that continues.
+        """The recorded runs; None: the job has not started, or does not continue by itself.
 
         Raises:
             PlatformUnavailable: they cannot be read: the job may have a run that is not known.
@@ -94,10 +94,10 @@ class JobRuns:
         write_private(paths.runs, json.dumps(asdict(self)))
 
     def unrecorded(self, queue: Mapping[str, SlurmJob], job_id: str) -> list[SlurmJob]:
-        """The runs in the queue of which only Slurm knows the number, older ones first: whoever
-        submitted them was killed, or got no answer.
+        """The job's runs in the queue whose Slurm ids are not recorded, older ones first: their
+        submitter was killed, or got no answer.
         """
-        from domyn_swarm.backends.slurm.queue import is_job  # most readers ask nobody
+        from domyn_swarm.backends.slurm.queue import is_job  # most readers do not ask Slurm
 
         found = [job for job in queue.values() if is_job(job, job_id)]
         return sorted((job for job in found if job.id not in self.slurm_ids), key=_number)
@@ -113,12 +113,14 @@ class JobRuns:
 
 
 def cancelled_word(paths: JobPaths) -> Path:
-    """Path of the file that `cancel` writes: it prevents a next run."""
+    """Path of the file that `cancel` writes. It prevents a further run."""
     return paths.runs.with_name("cancelled")
 
 
 def next_script(paths: JobPaths) -> Path:
-    """The batch script of the next run of a job that is a step; other jobs resubmit their own."""
+    """Path of the batch script for the next run of a job that is a step. Other jobs resubmit their
+    own script.
+    """
     return paths.runs.with_name("next_run.sh")
 
 
@@ -167,7 +169,7 @@ def following(before: JobRuns | None, slurm_id: str, now: float, *, fruitless: b
 
 
 def was_fruitless(settled: int, lived_s: float) -> bool:
-    """Whether a run that settled so many rows was short and settled none."""
+    """Whether a run settled no row and was short."""
     return settled == 0 and not _FRUITLESS.is_progress(lived_s)
 
 
@@ -190,13 +192,13 @@ def why_over(
 
 
 def comes_back(end: OwnEnd | None, restarts: int, *, step: bool) -> ComesBack | None:
-    """How a run that was told to end, and that nobody cancels, is followed by another one; None: it
-    is not, or that is not known.
+    """How a run that Slurm is ending, and that nobody has cancelled, is followed by another run.
+    None: it is not, or that is not known.
 
     Args:
-        end: what Slurm does with the run's job, or with the allocation that its step is in.
-        restarts: how often that had been started again when this run began.
-        step: Slurm brings back no step.
+        end: what Slurm does with the run's job, or with the allocation of its step.
+        restarts: how often that job or allocation had been restarted when this run began.
+        step: the run is a step; Slurm never restarts one.
     """
     if end is None or not (end.preempted or end.restarts > restarts):
         return None
@@ -248,7 +250,7 @@ class NextRun(Returning):
         clock: Clock = time,
     ) -> None:
         """`stopped` returns whether this process received a signal to end."""
-        # here: readers of `runs.json` ask no scheduler
+        # here: readers of `runs.json` do not ask the scheduler
         from domyn_swarm.backends.slurm.commands import Slurm
 
         self._paths = paths
@@ -264,7 +266,7 @@ class NextRun(Returning):
 
     @override
     def heed(self) -> None:
-        """Does nothing: nothing is needed before its end."""
+        """Do nothing: a job needs no preparation for its end."""
 
     @override
     def rest(self, seconds: float) -> None:
@@ -283,24 +285,26 @@ class NextRun(Returning):
         )
 
     def succeed(self, *, once_over: str | None = None) -> bool:
-        """Submit its successor though Slurm is ending this run already, with `once_over` to begin
-        once that job has ended; whether there is one. Slurm is asked for as long as this lives.
+        """Submit the job's successor while Slurm is already ending this run; return whether there
+        is one. With `once_over` it starts after that job has ended. The submission is repeated
+        until it succeeds or this process is killed.
         """
         while not cancelled_word(self._paths).exists():
             try:
                 self._succeed(once_over)
                 return True
             except CommandMissing as error:
-                _log.error("it cannot submit its successor: %s", error.message)
+                _log.error("the job cannot submit its successor: %s", error.message)
                 return False
             except (OSError, PlatformError) as error:
-                _log.warning("it asks again for its successor: %s", error)
+                _log.warning("the job submits its successor again: %s", error)
                 self._clock.sleep(_AGAIN_S)
         return False
 
     def _succeed(self, once_over: str | None = None) -> None:
-        """Submit the script again, unless Slurm has it already: from a task that was killed, or got
-        no answer. From before the submission until its answer is kept, `runs.json` announces it.
+        """Submit the script again, unless Slurm already has the successor from a task that was
+        killed or got no answer. `runs.json` announces it from before the submission until its id is
+        recorded.
         """
         successor = self._taken()
         if successor is None:
@@ -310,7 +314,7 @@ class NextRun(Returning):
             self._keep(replace(before, successor_asked_at=self._clock.time()))
             try:
                 successor = self._slurm.submit(script, once_over=once_over)
-            except (SubmitRejected, CommandMissing):  # none will come of it
+            except (SubmitRejected, CommandMissing):  # surely not submitted
                 self._keep(before)
                 raise
         _log.info("it continues as Slurm's job %s", successor)
@@ -318,7 +322,7 @@ class NextRun(Returning):
         ids = known if successor in known else (*known, successor)
         self._keep(replace(self._runs, slurm_ids=ids, successor_asked_at=None))
         stopped = once_over is None and self._stopped()
-        if stopped or cancelled_word(self._paths).exists():  # a cancel in between did not know it
+        if stopped or cancelled_word(self._paths).exists():  # a `cancel` meanwhile missed this id
             self._slurm.cancel([successor])
 
     def _keep(self, runs: JobRuns) -> None:
@@ -326,17 +330,17 @@ class NextRun(Returning):
         self._runs = runs
 
     def _taken(self) -> str | None:
-        """The run that Slurm has already, in the queue or at work."""
+        """The Slurm id of a further run that is already waiting or running; None: there is none."""
         queue, job_id = self._slurm.queue(at_most_s=0.0), self._paths.root.name
         known = [queue[one] for one in self._runs.slurm_ids if one in queue]
-        back = [job.id for job in known if job.waiting]  # somebody has put it back
+        back = [job.id for job in known if job.waiting]  # requeued already
         new = [job.id for job in self._runs.unrecorded(queue, job_id) if not job.over]
         return next(reversed([*back, *new]), None)
 
 
 def slurm_ids(job_dir: Path, first: str) -> tuple[str, ...]:
-    """The Slurm ids of a job's runs, the current one last; `first` is that of its submission. A run
-    that was a step has the id of a step.
+    """The Slurm ids of a job's runs, the current one last. A run that was a step has the id of a
+    step. `first`: the id from its submission, which counts until a run is recorded.
     """
     runs = JobRuns.read(JobPaths(job_dir))
     return (first,) if runs is None else runs.slurm_ids

@@ -1,4 +1,4 @@
-"""A run of a job that continues by itself, in its Slurm job: the batch script's program.
+"""Runs the program of a job that continues by itself: the batch script's program in a Slurm job.
 
     python -m domyn_swarm.backends.slurm.job_task SPEC -- PROGRAM [ARG …]
 
@@ -58,7 +58,9 @@ class JobTask:
         return [python, "-m", "domyn_swarm.backends.slurm.job_task", task, "--", *program]
 
     def run(self, program: Sequence[str], umask: int) -> int:
-        """Run the program; then the job has another run, or ends. Returns the exit code."""
+        """Run the program, then request the job's next run or record its end. Return the exit
+        code.
+        """
         paths, slurm_id = JobPaths(Path(self.job_dir)), self._slurm_id()
         running = ProgramRun(paths, self.warned_s)
         runs = begin_run(paths, slurm_id, self.stop_after_s, time.time())
@@ -68,12 +70,12 @@ class JobTask:
         paths.exit.unlink(missing_ok=True)
         left_s = runs.left_s(self.stop_after_s, time.time())
         limit_s = min(self.limit_s or math.inf, left_s)
-        told = _ToldToEnd(paths, runs, step=self.step)
+        ending = _ToldToEnd(paths, runs, step=self.step)
         limit_s = 0.0 if limit_s == math.inf else limit_s
-        code = running.run(self.cwd, program, umask, limit_s, told.look)
+        code = running.run(self.cwd, program, umask, limit_s, ending.look)
         if running.stopped and running.timed_out:  # a job that would continue is stopped on purpose
             running.record(code, timed_out=False)
-        if self._goes_on(code, runs, running, told):
+        if self._goes_on(code, runs, running, ending):
             return code
         notify_job_end(paths)
         return code
@@ -82,20 +84,20 @@ class JobTask:
         job = os.environ["SLURM_JOB_ID"]
         return f"{job}.{os.environ['SLURM_STEP_ID']}" if self.step else job
 
-    def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun, told: _ToldToEnd) -> bool:
-        """Have the job run once more, if its time limit alone ended this run, or that of the
-        endpoint whose step it is, or if Slurm took its node; whether it does.
+    def _goes_on(self, code: int, runs: JobRuns, running: ProgramRun, ending: _ToldToEnd) -> bool:
+        """Request another run if the time limit ended this one, or the endpoint's limit did for a
+        step, or Slurm preempted or requeued it; return whether there is one.
         """
         paths = JobPaths(Path(self.job_dir))
         up = running.warned if self.step else running.timed_out
-        goes_on = told.comes_back is not None or (up and not running.stopped)
+        goes_on = ending.comes_back is not None or (up and not running.stopped)
         if code not in _TOLD_TO_END or not goes_on:
             return False
         if runs.left_s(self.stop_after_s, time.time()) <= 0:
             replace(runs, over="stop_after").write(paths)
             return False
-        if told.comes_back:
-            return told.goes_on(by_requeue=self.requeue)
+        if ending.comes_back:
+            return ending.goes_on(by_requeue=self.requeue)
         if NextRun(paths, runs, lambda: running.stopped).ask(by_requeue=self.requeue):
             return True
         running.record(code, timed_out=not running.stopped)
@@ -103,7 +105,9 @@ class JobTask:
 
 
 class _ToldToEnd:
-    """A run that is told to end: Slurm knows whether for another job, and what becomes of it."""
+    """A run that received a signal to end: asks Slurm whether it was preempted or requeued, and has
+    it followed by another run.
+    """
 
     def __init__(self, paths: JobPaths, runs: JobRuns, *, step: bool) -> None:
         self.comes_back: ComesBack | None = None
@@ -115,8 +119,8 @@ class _ToldToEnd:
         self._next = NextRun(paths, runs, lambda: False)
 
     def look(self) -> None:
-        """Ask Slurm, while the program ends. A job that Slurm does not bring back has a successor
-        from now on, which begins once it has ended: it may be killed at any moment.
+        """Ask Slurm while the program ends. If Slurm does not restart the job, submit its successor
+        at once, to start after this job has ended: this process may be killed at any moment.
         """
         if cancelled_word(self._paths).exists():
             return
@@ -131,7 +135,7 @@ class _ToldToEnd:
             self._succeeded = self._next.succeed(once_over=allocation)
 
     def goes_on(self, *, by_requeue: bool) -> bool:
-        """See that the job has its next run, now that this one's program has ended."""
+        """Request the job's next run, after the program has ended; return whether there is one."""
         if self.comes_back == "asks":
             return self._next.ask(by_requeue=by_requeue)
         if self.comes_back == "successor" and self._step:

@@ -54,8 +54,8 @@ def submitted(text: str) -> tuple[str, str] | None:
 
 
 def refusal(errors: str, output: str = "") -> str:
-    """Why a command refused, in one line: every line that contains `error:`, which sites' filters
-    use, and the last line; without any such line, what a site's wrapper printed instead.
+    """Why a command refused, in one line: every line with `error:` (a site's job filter prints its
+    messages so) and the last line; without such lines, the last lines that were printed.
     """
     lines = _lines(errors) or _lines(output)
     reported = [found[1] for line in lines if (found := _ERROR.match(line))]
@@ -87,13 +87,13 @@ def warnings(errors: str) -> tuple[str, ...]:
 
 
 def cluster_name(config: str) -> str | None:
-    """The name in `scontrol show config`, in lower case."""
+    """The cluster's name in `scontrol show config`, in lower case; None: it is not there."""
     named = _CLUSTER_NAME.search(config)
     return named[1].lower() if named else None
 
 
 def settings(config: str) -> dict[str, str]:
-    """What `scontrol show config` shows, by its names."""
+    """The settings that `scontrol show config` prints, by name."""
     pairs = (line.partition("=") for line in config.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
 
@@ -124,7 +124,7 @@ def node_address(node: str) -> str | None:
 
 
 def own_end(job: str) -> OwnEnd:
-    """What becomes of a job that was told to end: `scontrol --oneliner show job`."""
+    """What Slurm does with a job that it is ending, from `scontrol --oneliner show job`."""
     state, restarts = _JOB_STATE.search(job), _RESTARTS.search(job)
     return OwnEnd(
         state=state[1] if state else "",
@@ -148,8 +148,8 @@ def end_by_slurm(log: str) -> str | None:
 
 
 def cancelled(log: str, job: str) -> bool:
-    """Whether Slurm says in a job's output, or `srun` in a step's, that somebody cancelled it, and
-    no more than that. From 26.05 on it names the signal as well.
+    """Whether Slurm reports in a job's output, or `srun` in a step's, that it was cancelled, and no
+    other cause. From 26.05 on the message names the signal as well.
     """
     said = rf"error: \*\*\* (?:JOB|STEP) {re.escape(job)}\b.* CANCELLED AT \S+"
     return re.search(rf"{said}(?: DUE to SIGNAL [\w ]+)? \*\*\*", log) is not None
@@ -168,7 +168,7 @@ OUTPUTS_FORMAT = f"JobArrayID:{_ID_WIDTH},StdOut:{_PATH_WIDTH}"
 
 
 def outputs(text: str) -> dict[str, str]:
-    """The files that jobs and tasks print to, by their ids, of `squeue` with `OUTPUTS_FORMAT`."""
+    """The output files of jobs and tasks, by id, from `squeue` with `OUTPUTS_FORMAT`."""
     lines = text.splitlines()
     return {line[:_ID_WIDTH].strip(): line[_ID_WIDTH:].strip() for line in lines}
 
@@ -177,9 +177,9 @@ RUNS_FORMAT = "JobID,Start,End,JobName%200"
 
 
 def runs(text: str, name: str) -> dict[str, list[tuple[float, float | None]]]:
-    """From when until when jobs whose names match an expression had their allocations, by job id,
-    in seconds since the epoch; None: still running. Parses `sacct --duplicates` with `RUNS_FORMAT`
-    and times as `%s`; jobs that have not started are left out.
+    """Start and end of the allocations of jobs whose names match the expression `name`, by job id,
+    in seconds since the epoch; end None: still running. Parses `sacct --duplicates` with
+    `RUNS_FORMAT` and times as `%s`; jobs that have not started are left out.
     """
     found: dict[str, list[tuple[float, float | None]]] = {}
     for line in text.splitlines():
@@ -199,14 +199,14 @@ class PastJob(NamedTuple):
 
 
 HISTORY = "sacct -X -P -o Submit,Start,ElapsedRaw,State"
-"""-"""
+"""The command whose output `history` parses."""
 
 
 def history(text: str) -> tuple[PastJob, ...]:
     """Jobs as `HISTORY` prints them; those that have not started are left out.
 
     Raises:
-        ValueError: a column is missing, or a line is no job; says which.
+        ValueError: a column is missing, or a line is not a job; the message says which.
     """
     lines = _lines(text)
     names = lines[0].split("|") if lines else []
@@ -215,13 +215,15 @@ def history(text: str) -> tuple[PastJob, ...]:
         raise ValueError(f"line 1 names no column {', '.join(missing)}; make it with `{HISTORY}`")
     found = []
     for number, line in enumerate(lines[1:], 2):
-        told = dict(zip(names, line.split("|"), strict=False))
-        if not told.get("Start", "")[:1].isdecimal():  # Unknown, None
+        fields = dict(zip(names, line.split("|"), strict=False))
+        if not fields.get("Start", "")[:1].isdecimal():  # Unknown, None
             continue
         try:
-            submitted, started = (datetime.fromisoformat(told[one]) for one in ("Submit", "Start"))
+            submitted, started = (
+                datetime.fromisoformat(fields[one]) for one in ("Submit", "Start")
+            )
             waited_s = max(0.0, (started - submitted).total_seconds())
-            found.append(PastJob(waited_s, float(told["ElapsedRaw"]), told["State"].split()[0]))
+            found.append(PastJob(waited_s, float(fields["ElapsedRaw"]), fields["State"].split()[0]))
         except (KeyError, ValueError, IndexError):
             raise ValueError(f"line {number} is no job: {line[:80]!r}") from None
     return tuple(found)

@@ -51,7 +51,7 @@ OF_JOB = Keys(  # a detached job runs in the endpoint's partition
     preamble="the swarm's backend.preamble",
 )
 
-# Limits that one job exceeds by itself: of a QoS or an association, whoever else runs.
+# Limits of a QoS or an association that one job exceeds by itself, whatever else runs.
 _PER_JOB = re.compile(r"(?:QOS|Assoc)(?:Max\w*(?:PerJob|PerNode)\w*|Min\w+)")
 # Limits that the user's own jobs share: if only the swarm's endpoint runs, they are too low.
 _PER_USER = re.compile(r"(?:QOS|Assoc)Max\w*PerUser\w*|AssocMaxJobsLimit")

@@ -83,11 +83,11 @@ class ReplicaTask:
         watchdogs.
         """
         try:
-            told = json.loads(self._paths.watchdog_spec(self._replicas[0]).read_text("utf-8"))
-            file = Path(told["ledger_file"]).with_name(f"task-{self._group}.jsonl")
+            spec = json.loads(self._paths.watchdog_spec(self._replicas[0]).read_text("utf-8"))
+            file = Path(spec["ledger_file"]).with_name(f"task-{self._group}.jsonl")
             with private_file(file).open("ab") as ledger:
                 ledger.write(json.dumps({"job": self._job, **line}).encode() + b"\n")
-        except (OSError, LookupError, ValueError) as error:  # serving goes on without it
+        except (OSError, LookupError, ValueError) as error:  # the replica serves without it
             _log.warning("the ledger lacks an allocation of task %d: %r", self._group, error)
 
     def _leave_node(self, code: int) -> None:
@@ -136,8 +136,8 @@ class ReplicaTask:
 
     def _start_watchdog(self, index: int, env: dict[str, str]) -> None:
         log = self._logs.enter_context(open_log(self._paths.watchdog_log(index)))
-        told = str(self._paths.watchdog_spec(index))
-        command = self._inside(str(self._paths.watchdog_program), told, self._address)
+        spec_file = str(self._paths.watchdog_spec(index))
+        command = self._inside(str(self._paths.watchdog_program), spec_file, self._address)
         _log.info("replica %d on %s: %s", index, self._address, " ".join(command))
         alone = self._plan.nodes_per_replica == 1  # else its nodes start together
         lifeline = loses_signals(self._plan)
@@ -148,9 +148,9 @@ class ReplicaTask:
         port = str(self._node_port())
         if self._paths.companion_spec.exists():
             log = self._logs.enter_context(open_log(self._paths.node_log(index, 0)))
-            told = str(self._paths.companion_spec)
+            spec_file = str(self._paths.companion_spec)
             command = self._inside(
-                str(self._paths.follower_program), told, self._address, port, "0"
+                str(self._paths.follower_program), spec_file, self._address, port, "0"
             )
             lifeline = loses_signals(self._plan)
             self._task.start(Child(command, {}, log, companion=True, lifeline=lifeline))

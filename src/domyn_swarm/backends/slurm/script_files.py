@@ -101,8 +101,8 @@ def write_watchdog_specs(
     on_nodes = _for_engines(plan, ctx)
     for index in replicas:
         private_dir(paths.replica_logs(index))
-        told = watchdog_spec(plan, on_nodes, paths, index, per_task)
-        write_private(paths.watchdog_spec(index), json.dumps(told, indent=2))
+        spec = watchdog_spec(plan, on_nodes, paths, index, per_task)
+        write_private(paths.watchdog_spec(index), json.dumps(spec, indent=2))
 
 
 def watchdog_spec(
@@ -111,7 +111,7 @@ def watchdog_spec(
     """The spec of one replica's watchdog."""
     alone = per_task == 1 and plan.layout.nodes_per_replica == 1
     grace_s = plan.watchdog.kill_grace_seconds
-    told = build_watchdog_spec(plan, ctx, paths, replica, host="")
-    told["drain_seconds"] = max(grace_s, slurm_config(plan).drain_before_end_s - 2 * grace_s)
-    told["early_deaths"] = _EARLY_DEATHS if alone else None
-    return told
+    spec = build_watchdog_spec(plan, ctx, paths, replica, host="")
+    spec["drain_seconds"] = max(grace_s, slurm_config(plan).drain_before_end_s - 2 * grace_s)
+    spec["early_deaths"] = _EARLY_DEATHS if alone else None
+    return spec

@@ -1,4 +1,4 @@
-"""What a site's Slurm answers about itself: partitions, settings, accounts and QoS."""
+"""Queries a site's Slurm for its partitions, settings, accounts and QoS, each once per command."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SACCTMGR = ("sacctmgr", "--noheader", "--parsable2", "show")
 
 
 def user_name() -> str:
-    """The user as whom this process runs, whatever $LOGNAME and $USER say."""
+    """The name of the user that this process runs as, regardless of $LOGNAME and $USER."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container without an entry for it
+    except KeyError:  # a container without an entry for the user
         return str(os.getuid())
 
 
 class SiteAnswers:
-    """Each question is asked once, for one command of the user's: what changes meanwhile is not
-    seen. Accounting that is not there, or does not answer, answers nothing.
+    """The site's answers, cached for the duration of one command. If there is no accounting, or it
+    does not answer, its answers are empty.
     """
 
     def __init__(self, slurm: Slurm) -> None:
@@ -36,7 +36,7 @@ class SiteAnswers:
 
     @cached_property
     def partitions(self) -> dict[str, str]:
-        """The lines of `scontrol show partition`, by the partitions' names.
+        """The lines of `scontrol show partition`, by partition name.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -45,16 +45,16 @@ class SiteAnswers:
         return {name: line for line in lines for name in printed.names("partition", line)}
 
     def partition(self, name: str) -> str:
-        """Its line; empty where there is none of that name."""
+        """The partition's line; empty if there is no partition of that name."""
         return self.partitions.get(name, "")
 
     def gives_whole_nodes(self, partitions: str) -> bool:
-        """See `Slurm.gives_whole_nodes`."""
+        """As `Slurm.gives_whole_nodes`; False if Slurm does not show a partition."""
         shown = [self.partition(one) for one in partitions.split(",")]
         return all(map(printed.gives_whole_nodes, shown))
 
     def node_addresses(self, most: int) -> list[str]:
-        """Where Slurm reaches the first nodes.
+        """The addresses at which Slurm reaches the first `most` nodes.
 
         Raises:
             CommandMissing, PlatformUnavailable: Slurm cannot be asked.
@@ -64,32 +64,32 @@ class SiteAnswers:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """What the site has configured, by the names of `scontrol show config`."""
+        """The site's settings, by their names in `scontrol show config`."""
         return printed.settings("\n".join(self._lines("scontrol", "show", "config")))
 
     def default_account(self) -> str | None:
-        """The user's; None: it is not known."""
+        """The user's default account; None: not known."""
         rows = self._lines(*_SACCTMGR, "user", user_name(), "format=DefaultAccount")
         return next((row.strip() for row in rows if row.strip()), None)
 
     def accounts(self) -> list[tuple[str, list[str]]]:
-        """The accounts of the user, and what QoS each may use."""
+        """The user's accounts, each with the QoS that it may use."""
         which = ("associations", f"user={user_name()}", "format=Account,QOS")
         split = [line.split("|") for line in self._lines(*_SACCTMGR, *which) if "|" in line]
         return [(account, [one for one in qos.split(",") if one]) for account, qos, *_ in split]
 
     def all_qos(self) -> set[str]:
-        """The names of all QoS that there are."""
+        """The names of the site's QoS."""
         rows = self._lines(*_SACCTMGR, "qos", "format=Name")
         return {line.strip() for line in rows} - {""}
 
     def qos(self, name: str) -> Row | None:
-        """The limits of a QoS."""
+        """The limits of a QoS by `QOS_FIELDS`; None: it is not known."""
         return next(iter(self._rows("qos", QOS_FIELDS, f"name={name}")), None)
 
     def associations(self, account: str | None, partition: str) -> list[Row]:
-        """The user's own association, that of the partition if there is one, then the accounts
-        above it, up to the root.
+        """The user's association, the one for the partition if there is one, followed by its
+        account and the accounts above that, up to the root. Empty: there is none.
         """
         cluster = self.settings.get("ClusterName", "").lower()
         of_cluster = [f"cluster={cluster}"] if cluster else []
@@ -113,7 +113,7 @@ class SiteAnswers:
         return [dict(zip(fields, line.split("|"), strict=False)) for line in lines if "|" in line]
 
     def _lines(self, *command: str) -> list[str]:
-        """What a command prints; nothing where it is not there, refuses or does not answer."""
+        """The lines that a command prints; empty if it is missing, fails or does not answer."""
         if command not in self._answers:
             try:
                 done = run(command)

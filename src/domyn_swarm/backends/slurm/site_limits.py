@@ -1,4 +1,4 @@
-"""Whether a swarm's requests can ever run at a site: they are compared with the site's limits."""
+"""Compares a swarm's resource requests with the limits of its site: whether they can ever run."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def limit_checks(plan: DeploymentPlan, site: SiteAnswers) -> Iterator[Check]:
 
 
 def never_kept(plan: DeploymentPlan, site: SiteAnswers) -> str | None:
-    """The first limit of the site that the plan can never keep, with what to do. None: there is
-    none, or Slurm cannot be asked.
+    """The first limit of the site that the plan can never keep, with its remedy. None: there is no
+    such limit, or Slurm cannot be asked.
     """
     try:
         found = [one for one in limit_checks(plan, site) if one.status == "failed"]
@@ -92,8 +92,8 @@ def _findings(plan: DeploymentPlan, site: SiteAnswers) -> Iterator[Finding]:
 
 
 def _limits(site: SiteAnswers, side: _Side, associations: Sequence[Row]) -> list[Limits]:
-    """All limits that apply to one kind of jobs: those of its partition's QoS and of its own, which
-    take precedence, of the user's association, and of the accounts above it.
+    """All limits that apply to one kind of jobs, in the order of their precedence: of its
+    partition's QoS and its own QoS, of the user's association, of the accounts above that.
     """
     turns: list[tuple[Row | None, str | None]] = [(site.qos(side.qos or "normal"), None)]
     if "," not in side.partition:  # else Slurm chooses a partition, and its QoS
@@ -120,7 +120,7 @@ def _of_array(tasks: int, most: str) -> Iterator[Finding]:
             never=True,
             words=f"the replicas are an array of {tasks} tasks, and the site's MaxArraySize is "
             f"{most}",
-            fix=f"Lower replicas to {most} at most; further ones are another swarm.",
+            fix=f"Lower replicas to {most} at most; run further ones in another swarm.",
         )
 
 
@@ -178,8 +178,8 @@ def requests(plan: DeploymentPlan, per_task: int) -> tuple[Request, Request]:
 
 
 def _of_partition(site: SiteAnswers, side: _Side, account: str | None) -> Iterator[Finding]:
-    """The partitions' reasons against a kind of jobs, if no partition accepts it. If there are
-    several and one of them only lets it wait, that decides; otherwise the reasons of each.
+    """The partitions' reasons against one kind of jobs, if no partition accepts it. If one of
+    several partitions only makes it wait, the reasons are that partition's; otherwise those of all.
     """
     found: list[list[Finding]] = []
     for one in side.partition.split(","):

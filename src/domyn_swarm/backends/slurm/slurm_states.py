@@ -97,7 +97,7 @@ class SlurmJob(NamedTuple):
 
 
 class OwnEnd(NamedTuple):
-    """What Slurm does with a job that it has told to end."""
+    """What Slurm does with a job that it is ending."""
 
     state: str
     preempted: bool  # it is ended for another one; not of one that goes back into the queue
@@ -105,7 +105,7 @@ class OwnEnd(NamedTuple):
 
     @property
     def has_grace(self) -> bool:
-        """Whether it may still go on for a while (`GraceTime`)."""
+        """Whether it may keep running for a while (`GraceTime`)."""
         return self.preempted and self.state in _UNTOUCHED
 
 

@@ -205,19 +205,19 @@ class _Examination:
     def _add(self, line: int, problem: str, hint: str = _MEND) -> None:
         self.problems.add(f"{self._file}, line {line}: {problem}.", hint)
 
-    def _failed(self, line: int, told: str) -> bool:
+    def _failed(self, line: int, reason: str) -> bool:
         """Report the reader's error for the row that begins in a line; returns whether reading ends
         there.
         """
-        if "unexpected end" in told:
+        if "unexpected end" in reason:
             self._add(line, "a quotation mark that is opened in this row is never closed")
-        elif "field larger" in told:
+        elif "field larger" in reason:
             what = f"a cell has more than {_CELL_BYTES >> 20} MB; is a quotation mark not closed?"
             self._add(line, what)
             return True
         else:
             self._add(line, "behind a closing quotation mark there is neither delimiter nor end")
-        return "unexpected end" in told
+        return "unexpected end" in reason
 
     def _begin(self, names: list[str], line: int) -> bool:
         """Check the columns' names; returns whether the rows below can be checked against them."""

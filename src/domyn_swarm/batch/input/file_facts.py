@@ -300,13 +300,13 @@ class InputFacts:
             return found
 
         found: list[Look] = []
-        told = time.monotonic()
+        reported_at = time.monotonic()
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="files") as pool:
             try:
                 for each in pool.map(one, files) if side_by_side else map(one, files):
                     found.append(each)
-                    if len(found) < len(files) and time.monotonic() - told > _TELL_S:
-                        told = time.monotonic()
+                    if len(found) < len(files) and time.monotonic() - reported_at > _TELL_S:
+                        reported_at = time.monotonic()
                         _log.warning("examined %d of %d files", len(found), len(files))
             except BaseException:
                 pool.shutdown(cancel_futures=True)

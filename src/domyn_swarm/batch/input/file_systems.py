@@ -1,4 +1,4 @@
-"""The file systems behind URLs, and what they say of themselves."""
+"""Opens the file systems behind URLs and turns their refusals into errors of the input."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
     """The file system of a URL, and the path in it.
 
     Raises:
-        InvalidInput: there is no such protocol, a package that it needs is missing (it is named),
-            or the file system could not be reached or refused something within the context. What
-            else goes wrong there is no matter of addresses and credentials, and passes.
+        InvalidInput: the protocol is unknown, a package that it needs is missing (the error names
+            it), or the file system could not be reached or refused a request within the context.
+            Any other exception within the context passes unchanged.
     """
     system, path = _file_system(url)
     try:
@@ -42,15 +42,15 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise InvalidInput(f"{url}: {error}", hint=_installing(url.partition("://")[0])) from error
     except ValueError as error:
         raise InvalidInput(f"{url}: {error}.") from error
-    except Exception as error:  # no line of ours runs in there
+    except Exception as error:  # only the library's code runs there
         raise _unreachable(url, error) from error
     return system, str(path)
 
 
 def _of_file_system(error: Exception) -> bool:
-    """Whether a file system says what became of a request: as the error of an operating system, or
-    as one of the library's own (of `botocore`, `aiohttp`, `google.auth`, …), which are many.
-    Python's own others, such as a TypeError, are bugs, whoever's.
+    """Whether an error is a file system's answer to a request: an error of the operating system, or
+    an exception of the library (`botocore`, `aiohttp`, `google.auth`, …). Python's other built-in
+    exceptions, such as a TypeError, are bugs.
     """
     package = type(error).__module__.partition(".")[0]
     foreign = package not in _OURS and package not in sys.stdlib_module_names
@@ -58,9 +58,9 @@ def _of_file_system(error: Exception) -> bool:
 
 
 def _unreachable(url: str, error: Exception) -> InvalidInput:
-    told = str(error) or repr(error)
+    said = str(error) or repr(error)
     return InvalidInput(
-        f"{url} cannot be reached: {told.splitlines()[0]}",
+        f"{url} cannot be reached: {said.splitlines()[0]}",
         hint="Check the address and your credentials for it.",
     )
 
@@ -75,10 +75,10 @@ def _installing(protocol: str) -> str:
 
 
 def is_there(system: Any, path: str, protocol: str) -> bool:  # noqa: ANN401 - fsspec's
-    """Whether a file is there. What a server of HTTP answers but "not found" says nothing of that.
+    """Whether a file exists. Of an HTTP server's answers only "not found" means that it does not.
 
     Raises:
-        Exception: it refused, or cannot be reached.
+        Exception: the server refused the request, or cannot be reached.
     """
     if protocol not in HTTP:
         return bool(system.exists(path))

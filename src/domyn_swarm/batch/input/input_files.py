@@ -309,13 +309,13 @@ class _Folder:
 
     def chosen(self) -> list[InputFile]:
         """The files in their order; logs one line about the rest."""
-        told = [
+        left_out = [
             _named(self._folders, "sub-folders, which --recursive reads"),
             _named(self._others, "files of other kinds"),
             _named(self._caches, "caches of Hugging Face"),
         ]
-        if any(told):
-            _log.warning("%s: left out are %s", self._source, "; ".join(filter(None, told)))
+        if any(left_out):
+            _log.warning("%s: left out are %s", self._source, "; ".join(filter(None, left_out)))
         return self._files
 
 

@@ -71,11 +71,11 @@ def reading_of(given: Mapping[str, Any]) -> InputReading:
     try:
         return InputReading.model_validate(given)
     except ValidationError as error:
-        told = error.errors(include_url=False)[0]
-        flag = " ".join(map(str, told["loc"]))
-        hint = "Types are text, int, float, bool and json." if told["loc"][0] == "types" else ""
+        first = error.errors(include_url=False)[0]
+        flag = " ".join(map(str, first["loc"]))
+        hint = "Types are text, int, float, bool and json." if first["loc"][0] == "types" else ""
         raise ConfigError(
-            f"--{flag}: {str(told['msg']).removeprefix('Value error, ')}.", hint=hint
+            f"--{flag}: {str(first['msg']).removeprefix('Value error, ')}.", hint=hint
         ) from error
 
 

@@ -100,11 +100,11 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     response: Any = None if reply is None else msgspec.Raw(reply.encode())
     error = None
     if failure is not None and failure["status"] is not None:
-        told = {"message": failure["message"], "type": failure["type"], "code": failure["status"]}
+        shown = {"message": failure["message"], "type": failure["type"], "code": failure["status"]}
         response = {
             "status_code": failure["status"],
             "request_id": "",
-            "body": {"error": told},
+            "body": {"error": shown},
         }
     elif failure is not None:
         error = {"code": failure["type"], "message": failure["message"]}

@@ -213,9 +213,9 @@ def _check_present(values: pa.Array, column: str, start: int) -> None:
     absent = values.is_null(nan_is_null=floats)
     if absent.true_count:
         at = absent.to_pylist().index(True)
-        told = "null" if values[at].as_py() is None else "not a number"
+        problem = "null" if values[at].as_py() is None else "not a number"
         raise InvalidInput(
-            f"The id in column {column!r} is {told} in row {start + at}.",
+            f"The id in column {column!r} is {problem} in row {start + at}.",
             hint="Every row needs an id; leave --id-column out to use positions.",
         )
 

@@ -232,8 +232,8 @@ def named_errors(file: InputFile, kind: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, EOFError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "Check the path and its permissions; correct that line, or convert the file."
-        if "too much memory" in told:
+        if "too much memory" in reason:
             hint = "Pack it again without --long: zstd -dc --long=31 FILE | zstd > NEW."
-        raise InvalidInput(f"{file} cannot be read as {kind}: {told}", hint=hint) from error
+        raise InvalidInput(f"{file} cannot be read as {kind}: {reason}", hint=hint) from error

@@ -129,10 +129,12 @@ def bad_rows(plan: BatchPlan) -> Iterator[BadRow]:
         for at, value in enumerate(values):
             if value is None or not (value.error or value.code):
                 continue
-            told = value.error
-            error = error_decoder.decode(told) if told else error_of(value.code, value.attempts)
+            failure = value.error
+            error = (
+                error_decoder.decode(failure) if failure else error_of(value.code, value.attempts)
+            )
             verdict = verdict_of(outcome_of(value))
-            yield BadRow(start + at, verdict, error, not told, batch, at)
+            yield BadRow(start + at, verdict, error, not failure, batch, at)
         start += batch.num_rows
 
 

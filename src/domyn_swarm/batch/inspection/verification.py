@@ -111,8 +111,8 @@ class _Check:
             for name in self._place.surplus(self._manifest)
         ]
         seen = [
-            self._check_file(told, file)
-            for told, file in zip(self._manifest.files, self._files, strict=True)
+            self._check_file(listed, file)
+            for listed, file in zip(self._manifest.files, self._files, strict=True)
         ]
         if not all(seen):
             return
@@ -126,11 +126,11 @@ class _Check:
     @property
     def _names(self) -> list[str]:
         """The output's columns, as its form reads them."""
-        told = [column.name for column in self._manifest.columns]
+        names = [column.name for column in self._manifest.columns]
         if not self._as_rows:
-            return told
+            return names
         answers = {*self._plan.output.schema.names, ERROR_COLUMN}
-        return [*self._kept.columns, *(name for name in told if name in answers)]
+        return [*self._kept.columns, *(name for name in names if name in answers)]
 
     def _check_origin(self) -> None:
         manifest, plan = self._manifest, self._plan
@@ -152,20 +152,20 @@ class _Check:
                 "when the output was written."
             )
 
-    def _check_file(self, told: OutputFile, file: InputFile) -> bool:
+    def _check_file(self, listed: OutputFile, file: InputFile) -> bool:
         """Whether it exists and can be checked further, changed or not."""
         try:
             size = file.size()
-            digest = self._plan.output.facts.digest(file) if size == told.bytes else ""
+            digest = self._plan.output.facts.digest(file) if size == listed.bytes else ""
         except OSError as error:
-            self.findings.append(f"{told.name} cannot be read: {error.strerror or error}.")
+            self.findings.append(f"{listed.name} cannot be read: {error.strerror or error}.")
             return False
-        if size != told.bytes:
+        if size != listed.bytes:
             self.findings.append(
-                f"{told.name} has {quantity(size, 'byte')} instead of {told.bytes}."
+                f"{listed.name} has {quantity(size, 'byte')} instead of {listed.bytes}."
             )
-        elif digest != told.sha256:
-            self.findings.append(f"{told.name} has changed since it was written: its checksum.")
+        elif digest != listed.sha256:
+            self.findings.append(f"{listed.name} has changed since it was written: its checksum.")
         return True
 
     def _check_rows(self, written: Dataset) -> None:
@@ -182,14 +182,16 @@ class _Check:
 
     def _check_columns(self, written: Dataset) -> None:
         found = [(one.name, one.type) for one in columns_of(written.schema)]
-        told = [(one.name, one.type) for one in self._manifest.columns]
-        if self._form is None and found != told:  # text has no types, and names are compared
-            self.findings.append(f"The columns are {_listed(found)} instead of {_listed(told)}.")
-        for told_of, file in zip(self._manifest.files, self._files, strict=True):
+        expected = [(one.name, one.type) for one in self._manifest.columns]
+        if self._form is None and found != expected:  # text has no types, and names are compared
+            self.findings.append(
+                f"The columns are {_listed(found)} instead of {_listed(expected)}."
+            )
+        for listed, file in zip(self._manifest.files, self._files, strict=True):
             rows = opened_output(self._names, [file], self._form).rows
-            if rows != told_of.rows:
+            if rows != listed.rows:
                 there = quantity(rows, "row")
-                self.findings.append(f"{told_of.name} has {there} instead of {told_of.rows}.")
+                self.findings.append(f"{listed.name} has {there} instead of {listed.rows}.")
 
     def _check_counts(self, written: Dataset) -> None:
         """Rows without an answer have an error, and their number is that of the manifest."""

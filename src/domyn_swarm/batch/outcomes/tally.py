@@ -65,16 +65,16 @@ class Replies:
         return self._sums
 
     def _add_up(self) -> None:
-        told, self._told = self._told, []
+        replies, self._told = self._told, []
         sums = self._sums
-        latencies, prompts, completions, _ = zip(*told, strict=True)
+        latencies, prompts, completions, _ = zip(*replies, strict=True)
         sums.latency_s += sum(latencies)
         sums.prompt_tokens += sum(prompts)
         sums.completion_tokens += sum(completions)
         sums.latency.add(latencies)
         sums.prompt_sizes.add(prompts)
         sums.completion_sizes.add(completions)
-        for latency_s, prompt_tokens, completion_tokens, replica in told:
+        for latency_s, prompt_tokens, completion_tokens, replica in replies:
             if replica is not None:
                 share = sums.replicas[replica]
                 share.answers += 1
@@ -261,7 +261,7 @@ class Tally:
 
     @property
     def remark(self) -> str | None:
-        """A remark for the user about a run that goes on; None: there is none."""
+        """A remark for the user about the running job; None: there is none."""
         if not self.timed_out:
             return None
         limit = "" if self.timeout_s is None else f" of {self.timeout_s:g} s"

@@ -310,8 +310,8 @@ class OutputPlace(Place):
         """Move the manifest of a file that is in place next to it."""
         waiting = stage / self._manifest.name
         in_place = InputFile(str(self.path))
-        told = None if self.sharded else read_manifest(waiting)
-        if is_named(in_place, told, self.facts):
+        manifest = None if self.sharded else read_manifest(waiting)
+        if is_named(in_place, manifest, self.facts):
             waiting.replace(self._manifest)
 
     @property

@@ -149,16 +149,17 @@ class OutputPlan:
         """Refuse an output that lies in the input. As long as it is not written, a job that earlier
         versions took may go on: its rows are those that it began with.
         """
-        told = f"The output {self.target} lies in the input {self.input_path}: its rows "
+        reason = f"The output {self.target} lies in the input {self.input_path}: its rows "
         if not begun:
             raise InvalidInput(
-                f"{told}would be asked by the next run.", hint="Choose another folder for it."
+                f"{reason}would be asked by the next run.", hint="Choose another folder for it."
             )
         if _is_written(self._first_file):
             raise InvalidInput(
-                f"{told}would be asked, too.", hint="Move it to another folder, with its manifest."
+                f"{reason}would be asked, too.",
+                hint="Move it to another folder, with its manifest.",
             )
-        _log.warning("%swill be asked by the next run: move it to another folder then", told)
+        _log.warning("%swill be asked by the next run: move it to another folder then", reason)
 
     def check_names(self, dataset: Dataset) -> None:
         """Refuse duplicate columns.
@@ -244,8 +245,8 @@ class OutputPlan:
         except InvalidInput as error:
             return error
         except Exception as error:  # noqa: BLE001 - a library's, about columns of any type
-            told = (str(error) or type(error).__name__).splitlines()[0]
-            return InvalidInput(f"{self.target} cannot be written: {told}")
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            return InvalidInput(f"{self.target} cannot be written: {reason}")
         return None
 
     @property

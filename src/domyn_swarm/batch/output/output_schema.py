@@ -371,8 +371,8 @@ def _model_of(kind: type, value: Any) -> Any:  # noqa: ANN401 - whatever a job r
 def reasons(error: ValidationError) -> str:
     """Why a value does not fit a model, on one line: the first three reasons."""
     found = error.errors(include_url=False, include_context=False)
-    told = [f"{'.'.join(map(str, one['loc'])) or 'value'}: {one['msg']}" for one in found[:3]]
-    return "; ".join(told) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    shown = [f"{'.'.join(map(str, one['loc'])) or 'value'}: {one['msg']}" for one in found[:3]]
+    return "; ".join(shown) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON

@@ -1,4 +1,4 @@
-"""From input and results to the output's files: a streaming join in input order, then a rename.
+"""Writes the output's files from input and results: a streaming join in input order, then a rename.
 
 Memory does not grow with the rows. If a file has types, open types are settled in a first pass over
 the rows, so that all batches agree.
@@ -69,13 +69,13 @@ def publish(
         raise
     except Exception as error:  # a library's, about a value or a disk: all answers are kept
         _log.debug("publishing failed", exc_info=error)
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, SwarmError):
-            told = error.message
+            reason = error.message
         elif isinstance(error, OSError):
-            told = f"{error.strerror or error}."
+            reason = f"{error.strerror or error}."
         raise JobError(
-            f"Cannot write the output {plan.target}: {told}",
+            f"Cannot write the output {plan.target}: {reason}",
             hint="Fix this and submit the same job again; finished rows are not sent again. "
             "`domyn-swarm job results JOB --partial --export FILE` writes what is there.",
         ) from error

@@ -162,8 +162,8 @@ class RemotePlace(Place):
     @override
     def put(self, stage: Path) -> None:
         self.check()
-        told = stage / self.names[1]
-        files = sorted(one.name for one in stage.iterdir() if one != told)
+        manifest = stage / self.names[1]
+        files = sorted(one.name for one in stage.iterdir() if one != manifest)
         with reaching(self.url) as (system, _):
 
             def send(source: Path, name: str) -> None:
@@ -172,11 +172,11 @@ class RemotePlace(Place):
             def remove(name: str) -> None:
                 system.rm_file(_path(f"{self._folder}/{name}"))
 
-            send(told, self._pending)
+            send(manifest, self._pending)
             for name in files:
                 send(stage / name, name)
             if self.sharded:
                 for name in {*self._there(system)} - {*files, self.names[1]}:
                     remove(name)
-            send(told, self.names[1])
+            send(manifest, self.names[1])
             remove(self._pending)

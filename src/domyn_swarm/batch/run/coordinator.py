@@ -108,11 +108,11 @@ class Coordinator:
         self._give_out()
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
-        """See `Placing`; each worker gets its part with its next limit."""
+        """Distribute requests in proportion to these, from each worker's next limit on."""
         self._capacities = capacities
 
     def at_replicas(self) -> dict[str, AtReplica]:
-        """See `Placing`: of all workers together, as they reported last."""
+        """Requests now and in total, at each replica: of all workers together, as last reported."""
         found = {url: AtReplica(0, 0, 0) for worker in self._workers for url in worker.at_replicas}
         for at_replicas in (self._gone_at_replicas, *(one.at_replicas for one in self._workers)):
             for url in found.keys() & at_replicas.keys():

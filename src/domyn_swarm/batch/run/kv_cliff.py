@@ -1,5 +1,5 @@
-"""The concurrency beyond which an engine becomes slower, since its KV memory does not hold what
-runs, and requests are put back to be computed again: by the engine's own gauges.
+"""Finds, by an engine's own gauges, the concurrency beyond which it becomes slower: its KV memory
+does not hold all running requests, and some are preempted and computed again.
 """
 
 from __future__ import annotations
@@ -7,22 +7,22 @@ from __future__ import annotations
 from domyn_swarm.batch.run.throughput_search import LEAST, RACE_WORTH_IT, Level
 from domyn_swarm.engine_load import EngineLoad
 
-_KV_FADES = 0.95  # with each window, the most of it that was used
-_KV_EMPTY = 0.4  # memory that is used so little has no cliff
+_KV_FADES = 0.95  # decay of the highest KV usage, per window
+_KV_EMPTY = 0.4  # below this usage there is no cliff
 _PREEMPTED = 0.02  # of the running requests, per second: more than the odd one
 _SMOOTH = 0.7  # how much the newest window counts among preemptions
-_SETTLED = 2  # windows after which those of a lower limit say something
+_SETTLED = 2  # windows until those of a lower limit show its effect
 _STEP_BACK = 0.9
-_RETREAT = 0.8  # where throughput has collapsed, or the last step back was not enough
+_RETREAT = 0.8  # if throughput has collapsed, or the last step back was not enough
 _COLLAPSED = 0.6
-_SLOWER = 0.92  # of the best tokens per second: so little,
-_SLOWER_WINDOWS = 2  # twice in a row, is no noise
-_FALLS = 2  # in a row, after which the limit from which it fell is not gone back to
+_SLOWER = 0.92  # of the best tokens per second: less than this,
+_SLOWER_WINDOWS = 2  # in so many windows in a row, is not noise
+_FALLS = 2  # steps back in a row, after which the limit before them is not restored
 _FASTER = 1.02
-_HIGHER = 1.1  # than where that was
-_FORGETS = 0.99  # how the best fades with each window: what is asked changes
-PAUSE = 10  # windows below a cliff before a little more is tried,
-PAUSE_MOST = 320  # twice as long after each attempt that did not pay
+_HIGHER = 1.1  # times the best limit
+_FORGETS = 0.99  # decay of the best rate, per window: later requests may be different
+PAUSE = 10  # windows below a cliff before a slightly higher limit is tried,
+PAUSE_MOST = 320  # doubled after each attempt that did not pay, up to this
 _TRY_MORE = 1.1
 _TRY_LESS = 0.95
 
@@ -33,36 +33,36 @@ class KvCliff:
     def __init__(self, limit: int) -> None:
         self.ceiling: float | None = None  # None: no cliff is known
         self._pause = self._left = PAUSE
-        self.kv_peak: float | None = None  # the most of the KV memory that was in use lately
+        self.kv_peak: float | None = None  # the highest recent usage of the KV memory
         self._preempted_s = 0.0  # over the last windows
         self._counts_tokens = False
         self._best = Level(limit)  # the fastest
-        self._slower = 0  # windows in a row that were slower than that, at a higher limit
+        self._slower = 0  # windows in a row that were slower than the best, at a higher limit
         self._level = Level(limit)
-        self._above: Level | None = None  # was left for this one, which has to show its worth
-        self._sinking = False  # since more was slower, without a preemption
-        self._falls = 0  # in a row, none of which was enough
-        self._before: Level | None = None  # where to go back to if the attempt does not pay
+        self._above: Level | None = None  # the limit before, to be compared with the present one
+        self._sinking = False  # stepped back because more was slower, without a preemption
+        self._falls = 0  # steps back in a row, none of which was enough
+        self._before: Level | None = None  # restored if the attempt at a higher limit does not pay
         self._went_back = False  # in the last window
         self._raced_from = 0.0  # the rate before the limit was doubled
         self._down_next = False
 
     def bounded(self, limit: float) -> float:
-        """A climb ends at the ceiling."""
+        """The limit, or the ceiling if that is lower."""
         return limit if self.ceiling is None else min(limit, self.ceiling)
 
     def judge(self, limit: int, rows_s: float, load: EngineLoad, *, is_used: bool) -> float | None:
-        """Another limit, or None: as far as memory goes this one may stay, or creep up. Rows count
-        where the engine does not count tokens.
+        """Return another limit, or None if memory allows this one to stay or to creep up. The rate
+        is rows per second if the engine does not count tokens.
         """
         if not 0.95 * self._level.limit <= limit <= 1.05 * self._level.limit + 1:
             self._level = Level(limit)
-        if self._went_back:  # requests that were put back before are still computed again
+        if self._went_back:  # requests that were preempted before are still being computed again
             self._went_back = False
             return limit
         rate = self._rate(limit, rows_s, load.tokens_s)
         self._level.add(rate)
-        if load.kv_usage is not None:  # answers that began together fill it together
+        if load.kv_usage is not None:  # answers that began together fill the memory together
             self.kv_peak = max(load.kv_usage, _KV_FADES * (self.kv_peak or 0.0))
         self._preempted_s += _SMOOTH * ((load.preemptions_s or 0.0) - self._preempted_s)
         if self._preempted_s > _PREEMPTED * load.running:
@@ -78,7 +78,7 @@ class KvCliff:
     def _rate(self, limit: int, rows_s: float, tokens_s: float | None) -> float:
         if tokens_s is None:
             return self._level.rate if self._counts_tokens else rows_s
-        if not self._counts_tokens:  # its first answer: what was kept is of rows
+        if not self._counts_tokens:  # the first token count: kept rates are of rows
             self._counts_tokens = True
             self._level, self._above, self._before = Level(limit), None, None
         return tokens_s
@@ -91,12 +91,12 @@ class KvCliff:
     # -- back -----------------------------------------------------------------------------------
 
     def looked_below(self) -> float:
-        """Less, to see whether that is faster."""
+        """A lower limit, to measure whether it is faster."""
         self._above, self._sinking = self._level, True
         return self._moved_to(self._level.limit * _RETREAT)
 
     def _retreated(self, limit: int, rate: float, *, sinking: bool) -> float:
-        """Less, at once."""
+        """A lower limit, effective at once."""
         before, level, self._before = self._before, self._level, None
         self._slower, self._best = 0, Level(limit)
         self._preempted_s, self._sinking = 0.0, sinking
@@ -105,7 +105,7 @@ class KvCliff:
         self._falls = 1 if level.windows > _SETTLED else self._falls + 1
         if sinking or self._falls == 1:
             self._above = level
-        elif self._falls > _FALLS:  # what it was worth is over
+        elif self._falls > _FALLS:  # its rate no longer holds
             self._above = None
         if sinking:
             return self._moved_to(limit)
@@ -127,7 +127,9 @@ class KvCliff:
         return limit
 
     def _compared(self, above: Level) -> float | None:
-        """Which of two limits has more tokens per second, once the lower one has settled."""
+        """Return the limit with more tokens per second, once the lower one has settled. None: the
+        lower one stays.
+        """
         level = self._level
         if level.windows <= _SETTLED:
             return level.limit
@@ -137,13 +139,13 @@ class KvCliff:
             self.ceiling, self._left = above.limit, self._pause
             return above.limit
         if self._sinking and level.limit > LEAST and level.rate > _FASTER * above.rate:
-            self._above = level  # the best that is known may lie beyond the cliff as well
+            self._above = level  # the best known limit may lie beyond the cliff as well
             return self._moved_to(level.limit * _RETREAT)
         return None
 
     def _is_slower(self, load: EngineLoad, *, is_used: bool) -> bool:
-        """Whether fewer tokens come out than at a lower limit. While requests wait that are yet to
-        be read, an engine that counts preemptions is slow for that.
+        """Whether fewer tokens are generated than at a lower limit. An engine that counts
+        preemptions is not judged while requests wait: prefill makes it slower.
         """
         level, best = self._level, self._best
         if level.rate >= best.rate or not self._counts_tokens:
@@ -162,7 +164,7 @@ class KvCliff:
     # -- and on ---------------------------------------------------------------------------------
 
     def _more(self, limit: int) -> float | None:
-        """A little more when the pause is over, or a little less, in turn."""
+        """A slightly higher or a slightly lower limit, in turn, when the pause is over."""
         if self.kv_peak is not None and self.kv_peak < _KV_EMPTY:
             self.ceiling, self._before, self._pause = None, None, PAUSE
             return None

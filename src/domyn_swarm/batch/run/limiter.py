@@ -1,21 +1,22 @@
-"""The limit of one server that finds itself: climbs to the server's knee and stays there.
+"""Finds the concurrency limit of one server: climbs to the server's knee and stays there.
 
-The knee is the least concurrency at which the server is as fast as it gets. Two sources tell where
-it is, the first that is there wins:
+The knee is the least concurrency at which the server reaches its highest throughput. It is found by
+one of two sources, the first if it is available:
 
-- the engine's own gauges of requests running and waiting. Nothing waiting: there is room, climb.
-  More waiting than a little: shrink by this job's share of the surplus, so that two jobs on one
-  engine come to rest beside each other. Beyond some concurrency an engine may become slower, when
-  its KV memory does not hold what runs, and requests are put back to be computed again. A fuller
-  memory makes the climb gentle. Such preemptions shrink the limit at once, and so do generated
-  tokens per second that fell twice in a row as the limit rose. Which of the two limits is kept is
-  decided by tokens per second alone: those of the higher one count with its bad windows. Later a
-  tenth more is tried, after a pause that doubles with each attempt that did not pay;
-- otherwise what this job's answers bring (`throughput_search`): climb while more concurrency still
-  buys throughput, step back when it does not, look up and down again, ever more rarely.
+- the engine's own gauges of running and waiting requests. If none waits, there is room, and the
+  limit climbs. If more than a few wait, it shrinks by this job's share of the surplus, so that two
+  jobs on one engine converge. Beyond some concurrency an engine may become slower, because its KV
+  memory does not hold all running requests and some are preempted and computed again. The limit
+  climbs in smaller steps as the memory fills. It shrinks at once on preemptions, and when generated
+  tokens per second fell twice in a row as the limit rose. Tokens per second alone decide which of
+  the two limits is kept; the bad windows of the higher limit count. Later a limit a tenth higher is
+  tried, after a pause that doubles with each attempt that did not pay;
+- otherwise the throughput of this job's answers (`throughput_search`): the limit climbs while more
+  concurrency still adds throughput and steps back when it does not; later trials of higher and
+  lower limits become rarer.
 
-Replies that turn requests away (429) shrink the limit at once in either case. While more is in
-flight than the limit allows, since it shrank, nothing is judged: that is not yet its effect.
+Replies that reject requests (429) shrink the limit at once in either case. While more requests are
+in flight than a limit that shrank allows, no window is judged: it does not show the effect yet.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from domyn_swarm.engine_load import EngineLoad
 
 FIRST_LIMIT = 64
 MOST = 4096
-_USED = 0.8  # of the limit: with less in flight nothing is learned of it
+_USED = 0.8  # of the limit: with fewer requests in flight a window says nothing about it
 _CLIMB = 1.5  # with gauges, where there is room
 _TURNED_AWAY = 0.7
 _WAITING_SHARE = 0.10  # of the running requests: a queue this long keeps the engine full
 _WAITING_FLOOR = 2.0
 _ADMITTED_SHARE = 0.05  # this part may be about to be admitted
 _EMPTY_WINDOWS = 3
-_KV_FULL = 0.85  # of the KV memory: no climb leads beyond, but a step at a time
-_CREEP = 0.02  # of all requests at the engine, the same for every job: so shares become equal
+_KV_FULL = 0.85  # of the KV memory: beyond it the limit only creeps
+_CREEP = 0.02  # of all requests at the engine, the same for every job, so that shares become equal
 
 
 class Window(NamedTuple):
@@ -47,14 +48,14 @@ class Window(NamedTuple):
     turned_away: int
     in_flight: float  # calls of this job, mean over the window
     load: EngineLoad | None = None  # of the whole server, other jobs included; None: not known
-    tokens: int = 0  # of the answers; 0: they hold none, or they are not counted
+    tokens: int = 0  # of the answers; 0: none, or not counted
 
 
 class Limiter:
     """Judges window after window; `limit` is the number of calls that may be in flight."""
 
     def __init__(self, first: int = FIRST_LIMIT, most: int = MOST, *, racing: bool = True) -> None:
-        """`racing`: the knee has not been reached yet."""
+        """`racing`: the limit doubles until it reaches the knee for the first time."""
         self.limit = min(first, most)
         self._most = most
         self._racing = racing
@@ -72,15 +73,15 @@ class Limiter:
 
     @property
     def is_racing(self) -> bool:
-        """Whether its steps are so large that little says where they lead, where no gauge does."""
+        """Whether the steps are so large that few answers show their effect, without gauges."""
         return self._throughput.is_racing
 
     def fails(self, seconds: float, answered: int) -> bool:
-        """Whether so few answers make it plain, before a window is over, that it is too high."""
+        """Whether so few answers came that the limit is too high, before the window is over."""
         return self._throughput.fails(self.limit, seconds, answered)
 
     def judge(self, window: Window) -> int:
-        """The limit from now on. A window in which the limit was not used up changes nothing."""
+        """Return the limit from now on. A window that did not use the limit up changes nothing."""
         if window.turned_away:
             self._set(self.limit * _TURNED_AWAY)
             self._racing = False
@@ -119,8 +120,8 @@ class Limiter:
             self._set(self._higher(load, everyone))
 
     def _higher(self, load: EngineLoad, everyone: float) -> float:
-        """A higher limit. At the knee the queue is empty at times; if there is room, for long."""
-        tells = load.tokens_s is not None and load.preemptions_s is None  # by nothing else
+        """A higher limit. At the knee the queue is empty at times; with room, it stays empty."""
+        tells = load.tokens_s is not None and load.preemptions_s is None  # tokens are all it shows
         if self._racing and tells and not self._cliff.was_worth_it():
             self._racing = False
             return self._cliff.looked_below()

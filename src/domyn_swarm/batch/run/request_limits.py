@@ -1,9 +1,9 @@
 """The concurrency limits of one run: one for each replica if requests go to replicas directly, else
 one for the endpoint. A function of the caller's clock.
 
-Each limit is found by the gauges of its own replica, or by the replies from there, so that replicas
-of unequal speed get unequal shares. A call is not always at a replica (a job's own code takes time
-as well): calls count where their requests are.
+Each limit is found by the gauges of its own replica, or by that replica's replies, so that replicas
+of unequal speed get unequal shares. A call does not always have a request at a replica (a job's own
+code takes time as well), so calls are attributed to replicas in proportion to their requests.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from domyn_swarm.batch.run.limiter import FIRST_LIMIT, MOST, Limiter, Window
 from domyn_swarm.engine_load import EngineLoad
 
 WINDOW_S = 0.5
-"""The shortest window in seconds that is judged by the run's own throughput; by gauges, twice
-that.
+"""The shortest window that is judged by the run's own throughput, in seconds; gauges are judged at
+twice that.
 """
 MOST_IN_ALL = 16_384
-"""The most calls of one run, however many replicas it has."""
+"""The most calls in flight of one run, however many replicas it has."""
 
 _FIRST_EACH = 32  # per replica if there are many, at the start of the run
 _LEAST_SETTLED = 8  # the throughput over fewer rows is noise
-_ENOUGH = 3.0  # answers for each request in flight, after those to what was in flight before
+_ENOUGH = 3.0  # answers for each request in flight, not counting those of before the limit changed
 _ENOUGH_TO_RACE = 2.0
 _DRAINED = 1.1  # times the limit in flight, after it shrank
 _LONGEST_S = 60.0
-_GAUGED_S = 30.0  # for this time after its last gauges a replica is judged by nothing else
+_GAUGED_S = 30.0  # after its last gauges, during which a replica is not judged by its replies
 _ABSENT_KEPT = 1024  # replicas that left and may return
 
 
@@ -41,25 +41,25 @@ class ReplicaLoad(NamedTuple):
 
 
 class Loads(NamedTuple):
-    """The gauges of engines: all together, and each that answered."""
+    """The gauges of engines: their sum, and those of each engine that answered."""
 
     together: EngineLoad
     each: Mapping[str, ReplicaLoad] = {}
 
 
 class Sight(NamedTuple):
-    """A run at one moment."""
+    """An observation of a run at one moment. Counts are since the run began."""
 
     at_s: float
     calls: float  # in flight
-    settled: int  # rows, so far
-    turned_away: int  # requests, so far
-    replicas: Mapping[str, AtReplica] = {}  # those that requests go to themselves
-    tokens: int = 0  # generated, in all replies so far
+    settled: int  # rows
+    turned_away: int  # requests
+    replicas: Mapping[str, AtReplica] = {}  # by URL, if requests go to replicas directly
+    tokens: int = 0  # generated, in all replies
 
     @property
     def everywhere(self) -> AtReplica:
-        """All servers taken for one."""
+        """All servers as one."""
         return AtReplica(round(self.calls), self.settled, self.turned_away, self.tokens)
 
 
@@ -73,7 +73,7 @@ class _Server:
     in_flight: list[float] = field(default_factory=list)
     look: int = 0
     gauged_s: float | None = None
-    has_changed: bool = False  # the limit did, and what is answered is of before
+    has_changed: bool = False  # answers so far are to requests from before the limit changed
 
     def begin(self, at_s: float, at: AtReplica) -> None:
         """Begin another window."""
@@ -81,7 +81,7 @@ class _Server:
         self.in_flight.clear()
 
     def judge(self, at_s: float, at: AtReplica, load: EngineLoad | None) -> bool:
-        """Whether the window was long enough to be judged; then another window begins."""
+        """Judge the window if it was long enough, and begin another; return whether it was."""
         seconds, done = at_s - self.began_s, at.answered - self.before.answered
         tokens = at.tokens - self.before.tokens
         if load is not None:
@@ -96,7 +96,7 @@ class _Server:
         return True
 
     def _waits(self, at_s: float, at: AtReplica) -> bool:
-        """Whether nothing is judged yet where no gauges are there just now."""
+        """Whether the window is too short to be judged without gauges."""
         if self.gauged_s is not None and at_s - self.gauged_s < _GAUGED_S:
             return True
         seconds, done = at_s - self.began_s, at.answered - self.before.answered
@@ -105,7 +105,7 @@ class _Server:
         return not self._tells(at_s, at)
 
     def _tells(self, at_s: float, at: AtReplica) -> bool:
-        """Whether the answers of this window are enough, and of the limit as it is now."""
+        """Whether the window has enough answers to requests from under the present limit."""
         done, at_once = at.answered - self.before.answered, self.in_flight[-1]
         is_racing = self.limiter.is_racing
         if self.has_changed:
@@ -144,7 +144,7 @@ class Limits:
         }
 
     def skip(self, sight: Sight) -> None:
-        """Judge nothing of the time until now: the run was paused."""
+        """Discard the time until now: the run was paused."""
         self._follow(sight)
         for url, server in self._servers.items():
             at = sight.replicas[url]
@@ -213,7 +213,7 @@ class Limits:
 
 
 def _newer(server: _Server, known: ReplicaLoad | None) -> EngineLoad | None:
-    """The load of a replica, unless it was judged already."""
+    """The load of a replica; None: not known, or judged already."""
     if known is None or known.look == server.look:
         return None
     server.look = known.look

@@ -70,21 +70,21 @@ class Placing(Protocol):
 
 
 class Placed:
-    """A `Placing` that knows how many tokens came from each replica as well."""
+    """A `Placing` that also counts the tokens from each replica."""
 
     def __init__(self, placing: Placing, replies: Replies) -> None:
         self._placing = placing
         self._replies = replies
 
     def at_replicas(self) -> Mapping[str, AtReplica]:
-        """See `Placing`."""
+        """Requests and tokens, now and in total, at each replica that may be sent to."""
         found, shares = dict(self._placing.at_replicas()), self._replies.sums.replicas
         for url in found.keys() & shares.keys():
             found[url] = found[url]._replace(tokens=shares[url].completion_tokens)
         return found
 
     def set_capacities(self, capacities: Mapping[str, Capacity]) -> None:
-        """See `Placing`."""
+        """Distribute requests in proportion to these; without any, all replicas are equal."""
         self._placing.set_capacities(capacities)
 
 

@@ -1,11 +1,11 @@
-"""The limit of a server that says nothing of itself, by what its answers say.
+"""Finds the limit of a server without gauges by the throughput of its answers.
 
-Throughput is tokens of replies per second, which varies less than the rows that happen to end and
-means the same when other rows are asked; or answers, where replies count no tokens.
-One limit is kept, with what it is worth by the windows that were spent there; others are tried
-against it. Where more brings less, there is a cliff: a trial ends as soon as that is plain, and the
-next one is nearer. A cliff may show late, when what is in flight has grown for a while; so the
-fastest limit of all is remembered, and gone back to from a higher one that turns out slower.
+Throughput is tokens of replies per second, which varies less than settled rows per second and is
+comparable between rows of different lengths; if replies count no tokens, it is answers per second.
+One limit is kept, with the throughput of its windows, and others are tried against it. A higher
+limit with less throughput is beyond a cliff: its trial ends as soon as that is clear, and the next
+one is nearer. A cliff may show late, after the answers in flight have grown for a while; so the
+fastest limit of all is kept, and restored when a higher one turns out slower.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from dataclasses import dataclass
 
 LEAST = 1
 """No limit is less."""
-RACE = 2.0  # how fast it climbs until it has met the knee for the first time,
+RACE = 2.0  # factor of a step until the limit reaches the knee for the first time,
 RACE_WORTH_IT = 0.1  # and the share of the added concurrency that must come back as throughput
 _COSTS_NOTHING = 0.05  # of the throughput
-_SLACK = 1.1  # over what the knee is then taken for
-_STEP = 1.25  # up or down, afterwards, when it looks around;
-_SMALL_STEP = 1.1  # beside a cliff down,
-_LEAST_STEP = 1.03  # and up half the way to it, unless that is less than this
-_FEW = 30  # requests: with less in flight any step is a large one
+_SLACK = 1.1  # times the estimated knee
+_STEP = 1.25  # factor of a later trial, up or down;
+_SMALL_STEP = 1.1  # down, beside a cliff,
+_LEAST_STEP = 1.03  # and up half the way to the cliff, unless the factor is less than this
+_FEW = 30  # requests: with fewer in flight any step is a large one
 _WORTH_IT = 0.1
 _SLOWER = 0.92  # of the throughput, with more in flight: a cliff
 _SLOWER_WINDOWS = 2  # in a row
 _NEWEST_COUNTS = 0.25  # of a limit's worth at least
-_NOISE = 0.97  # of its throughput may be missing
-_FORGETS = 0.99  # how the fastest fades with each window: what is asked changes
-_PLAINLY = 0.75  # of the answers: so few are plain before a window is over,
-_SURE = 2.0  # standard errors of a count,
-_LATENCIES = 1.5  # but not before what was under way has been answered
-_CHANGED = 0.75  # of what the kept limit is worth: something else is asked, or less is there
-_LOOK_AGAIN = 2  # windows at rest before the next look around,
-_LOOK_AGAIN_MOST = 16  # twice as many each time that it changed nothing
+_NOISE = 0.97  # of the fastest limit's throughput counts as equal
+_FORGETS = 0.99  # decay of the fastest rate, per window: later requests may be different
+_PLAINLY = 0.75  # of the expected answers: fewer end a trial before its window is over,
+_SURE = 2.0  # if they are fewer by so many standard errors of the count,
+_LATENCIES = 1.5  # but not before the requests in flight at its start have been answered
+_CHANGED = 0.75  # of the kept limit's rate: less means that requests or server have changed
+_LOOK_AGAIN = 2  # windows at rest before the next trial,
+_LOOK_AGAIN_MOST = 16  # doubled after each trial that changed nothing, up to this
 
 
 @dataclass
@@ -52,37 +52,37 @@ class Level:
 
 
 class ThroughputSearch:
-    """Tries limits, and keeps the least one that is as fast as any."""
+    """Tries limits and keeps the lowest one that is as fast as any."""
 
     def __init__(self, *, racing: bool) -> None:
-        """`racing`: the knee has not been met yet."""
-        self._kept = Level(0)  # none is, yet
-        self._answers_s = 0.0  # there
+        """`racing`: the limit doubles until it reaches the knee for the first time."""
+        self._kept = Level(0)  # none yet
+        self._answers_s = 0.0  # answers per second at the kept limit
         self._counts_tokens = False
         self._best: Level | None = None  # the fastest
-        self._slower = 0  # windows in a row, at a higher limit than that
-        self._tries = False  # another limit than the one that is kept
+        self._slower = 0  # windows in a row at another limit that were slower than the best
+        self._tries = False  # the present limit is a trial, not the kept one
         self._racing = racing
         self._raced = False  # whether doubling has paid at all
         self._climbing = racing
-        self._ceiling: float | None = None  # was slower
+        self._ceiling: float | None = None  # a higher limit that was slower
         self._resting = 0
         self._patience = _LOOK_AGAIN
         self._up_next = True
 
     @property
     def is_racing(self) -> bool:
-        """Whether its steps are large ones."""
+        """Whether the limit still doubles with each step."""
         return self._racing
 
     def rest(self) -> None:
-        """Look around again in a while, from wherever the limit is by then."""
+        """Pause the trials; they start again from the limit at that time."""
         self._kept = Level(0)
         self._tries = self._climbing = self._racing = False
         self._resting = 0
 
     def fails(self, limit: int, seconds: float, answered: int) -> bool:
-        """Whether it is plain that the limit that is tried is beyond a cliff."""
+        """Whether the answers so far show that the tried limit is beyond a cliff."""
         kept = self._kept
         if not kept.limit or limit < kept.limit or not self._answers_s:
             return False
@@ -92,14 +92,14 @@ class ThroughputSearch:
         return answered < _PLAINLY * expected - _SURE * math.sqrt(expected)
 
     def judge(self, limit: int, answers_s: float, tokens_s: float | None) -> float:
-        """The limit from now on, after a window that used this one up.
+        """Return the limit from now on, after a window that used the present one up.
 
         Args:
-            limit: that of the window.
-            answers_s: in it.
-            tokens_s: in those answers; None: they count none.
+            limit: of the window.
+            answers_s: answers per second in it.
+            tokens_s: tokens of those answers per second; None: replies count no tokens.
         """
-        if tokens_s is not None and not self._counts_tokens:  # what was kept is of answers
+        if tokens_s is not None and not self._counts_tokens:  # kept rates are of answers
             self._counts_tokens, self._best, self._tries = True, None, False
             self._kept = Level(0)
         if not self._kept.limit:
@@ -149,7 +149,7 @@ class ThroughputSearch:
         return self._higher(limit)
 
     def _higher(self, limit: int) -> float:
-        """A step up, or half the way to where it was slower."""
+        """A step up, or half the way to the ceiling."""
         other = limit * _STEP
         if self._ceiling is not None:
             other = min(other, math.sqrt(limit * self._ceiling))
@@ -217,7 +217,7 @@ class ThroughputSearch:
         return kept.limit
 
     def _raced_on(self, kept: Level, limit: int, rate: float, answers_s: float) -> float:
-        """Double as long as it pays; when it never did, halve as long as that costs nothing."""
+        """Double while that pays; if it never did, halve while that costs nothing."""
         grown = limit / kept.limit - 1
         gained = rate / kept.rate - 1 if kept.rate > 0 else 1.0
         if grown > 0 and gained >= RACE_WORTH_IT * grown:
@@ -234,7 +234,7 @@ class ThroughputSearch:
         if grown < 0 and gained > -_COSTS_NOTHING:
             self._keep(limit, max(rate, kept.rate), answers_s)
             return self._try(limit / RACE)
-        # Little's law: so much concurrency is busy at the latency of an idle server
+        # Little's law: throughput times the latency of an idle server is the busy concurrency
         up = grown > 0
         ratio = 1 + gained if up else 1 / max(0.1, 1 + gained)
         low = kept.limit if up else limit

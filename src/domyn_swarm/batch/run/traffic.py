@@ -128,7 +128,7 @@ _Worker = TypeVar("_Worker", bound=Hashable)
 class _Seat:
     """The state of one worker."""
 
-    told: int = 0  # the number of the last `Hold` sent to it; 0: it may go on
+    hold: int = 0  # the number of the last `Hold` sent to it; 0: it may continue
     held: bool = False  # nothing of it has been in flight since
     wish: int = 0  # the number of the last turn that it requested
 
@@ -163,7 +163,7 @@ class Turns(Generic[_Worker]):
             return
         self._clear_at = max(self._clear_at, self._now() + report.rest_s)
         if isinstance(report, Held):
-            seat.held = seat.held or (seat.told != 0 and report.number == seat.told)
+            seat.held = seat.held or (seat.hold != 0 and report.number == seat.hold)
         elif report.wish:
             seat.wish = report.wish
             self._queue.append(worker)
@@ -179,15 +179,15 @@ class Turns(Generic[_Worker]):
     def _advance(self) -> None:
         if not self._queue:
             for worker, seat in self._seats.items():
-                if seat.told:
-                    seat.told, seat.held = 0, False
+                if seat.hold:
+                    seat.hold, seat.held = 0, False
                     self._say(worker, GoOn())
             return
         for worker, seat in self._seats.items():
-            if not seat.told:
+            if not seat.hold:
                 self._holds += 1
-                seat.told, seat.held = self._holds, False
-                self._say(worker, Hold(seat.told))
+                seat.hold, seat.held = self._holds, False
+                self._say(worker, Hold(seat.hold))
         first = self._queue[0]
         if not self._granted and all(
             seat.held for worker, seat in self._seats.items() if worker != first

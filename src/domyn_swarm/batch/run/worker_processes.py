@@ -1,4 +1,4 @@
-"""Starts workers, talks to them and detects their ends; decides after which ends a run goes on."""
+"""Starts worker processes, talks to them and decides whether a run continues after one ends."""
 
 from __future__ import annotations
 

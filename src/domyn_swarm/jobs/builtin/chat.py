@@ -200,8 +200,8 @@ class CompletionJob(PromptedJob):
 
     @override
     def remarks(self, verdicts: Mapping[ReplyVerdict, int]) -> list[str]:
-        told = super().remarks(verdicts)
-        return [f"{one} For completions that is 16 tokens at most servers." for one in told]
+        usual = super().remarks(verdicts)
+        return [f"{one} For completions that is 16 tokens at most servers." for one in usual]
 
 
 _OF_ALL_TEXTS = (401, 403, 404, 405, NOT_IMPLEMENTED)

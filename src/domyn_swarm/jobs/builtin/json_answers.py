@@ -1,5 +1,5 @@
-"""The JSON in what a model said: behind thinking, in fences, among words; with numbers that are
-kept as they were answered.
+"""Finds the JSON in a model's text: after thinking, in fences, among words. Refuses numbers that
+could not be kept as they were answered.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ _END_TOKEN = re.compile(r"(?:<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>|\[/?IN
 _END_TOKEN_CHARACTERS = 80
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)```", re.DOTALL)
 _BEGINS = re.compile(r"[{\[]")
-_MOST_DIGITS = 4300  # of a whole number that Python reads
-_MOST_BEGINNINGS = 1000  # of texts that are full of braces
+_MOST_DIGITS = 4300  # of an integer that Python reads
+_MOST_BEGINNINGS = 1000  # braces and brackets that are tried in one text
 
 _FAR = re.compile(r"[eE][+-]?\d{3}|\d{300}|NaN|Infinity")
-"""What a number looks like that may be none of 64 bits."""
+"""Matches numbers that may not fit into 64 bits."""
 _MOST_SHOWN = 40
 
 _decode = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode  # where JSON ends, no more
 
 
 class SeveralAnswers(ValueError):
-    """A text holds different answers of the wanted shape, and does not say which one counts."""
+    """A text has different answers of the wanted shape, so that none of them counts."""
 
 
 def found_answer(text: str, validate: Callable[[str], _Answer], *, cut: bool) -> _Answer:
-    """The one answer of the wanted shape in a text.
+    """The only answer of the wanted shape in a text.
 
     Args:
-        text: all that the model said.
-        validate: makes the answer of JSON text.
-        cut: the text was cut off: then what is JSON must be all of it, for what was still to come
-            might have been another answer.
+        text: the model's whole text.
+        validate: makes the answer from JSON text.
+        cut: the text was cut off: then all of it must be the JSON, since the missing part might
+            have contained another answer.
 
     Raises:
-        ValidationError: no JSON in it is of the shape; what is wrong with the likeliest.
-        SeveralAnswers: the text has different ones.
+        ValidationError: no JSON in the text has the shape; the error is that of the likeliest one.
+        SeveralAnswers: the text has different answers.
     """
     try:
         return validate(text)
@@ -72,11 +72,12 @@ def found_answer(text: str, validate: Callable[[str], _Answer], *, cut: bool) ->
 
 
 def validated(shape: type[_Model], text: str) -> _Model:
-    """An answer of this shape, of JSON in which every number is one.
+    """An answer of this shape from JSON text, all of whose numbers can be kept.
 
     Raises:
-        ValidationError: it is not of the shape, or holds NaN or a number that is too large: as a
-            fraction of 64 bits that would be infinite, and kept as null.
+        ValidationError: it does not have the shape, or it contains NaN, Infinity, an integer of
+            more than 4,300 digits, or a number that 64 bits would store as infinite (and JSON
+            would keep as null).
     """
     try:
         answer = shape.model_validate_json(text)
@@ -90,7 +91,7 @@ def validated(shape: type[_Model], text: str) -> _Model:
 
 
 def _no_number(text: str) -> str | None:
-    """The first number of a JSON text that is none of 64 bits; None: there is none."""
+    """The first number of a JSON text that cannot be kept; None: there is none."""
     found: list[str] = []
 
     def whole(digits: str) -> int:
@@ -113,9 +114,9 @@ def _no_number(text: str) -> str | None:
 def _mismatch(shape: type[BaseModel], text: str, number: str) -> ValidationError:
     shown = number if len(number) <= _MOST_SHOWN else f"{number[:_MOST_SHOWN]}…"
     why = "is no number of JSON" if number.lstrip("-")[:1].isalpha() else "is too large a number"
-    told = PydanticCustomError("number", "{shown} {why}", {"shown": shown, "why": why})
+    wrong = PydanticCustomError("number", "{shown} {why}", {"shown": shown, "why": why})
     return ValidationError.from_exception_data(
-        shape.__name__, [{"type": told, "loc": (), "input": text}]
+        shape.__name__, [{"type": wrong, "loc": (), "input": text}]
     )
 
 
@@ -124,10 +125,10 @@ def _is_no_json(error: ValidationError) -> bool:
 
 
 def _said(text: str) -> str:
-    """A text without the thinking in it and the tokens that end it."""
+    """A text without its thinking and its end tokens."""
     *_, last = [0, *(one.end() for one in _THOUGHT_ENDS.finditer(text))]
     said = text[last:]
-    begun = _THOUGHT_BEGINS.search(said)  # and never ended: there is no answer behind it
+    begun = _THOUGHT_BEGINS.search(said)  # thinking that never ended: no answer follows it
     return _without_end_tokens(said if begun is None else said[: begun.start()]).strip()
 
 
@@ -138,7 +139,7 @@ def _without_end_tokens(text: str) -> str:
 
 
 def _fenced(text: str, *, alone: bool) -> list[str]:
-    """What stands in Markdown's fences. `alone`: of one that is all of the text."""
+    """The contents of Markdown's fences. `alone`: only of a fence that is the whole text."""
     return [one[1] for one in _FENCE.finditer(text) if not alone or one[0] == text]
 
 

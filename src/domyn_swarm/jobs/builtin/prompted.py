@@ -125,7 +125,7 @@ class PromptedJob(SwarmJob):
 
     @override
     def check_items(self, items: Sequence[Any]) -> None:
-        """See `SwarmJob.check_items`: here a template does too much."""
+        """Refuses a template that does too much for each of the rows."""
         why = None
         for item in items:
             try:

@@ -1,7 +1,8 @@
-"""How much a template may do for one row: steps of its loops, and text and lists that it makes.
+"""Limits what a template may do for one row: the steps of its loops, and the size of text and lists
+that it makes.
 
-Two loops over a long list inside each other, or `{{ 'x' * 10**9 }}`, would otherwise keep a whole
-job waiting, or take the memory of its machine.
+Without a limit two nested loops over a long list, or `{{ 'x' * 10**9 }}`, would block a whole job
+or exhaust the memory of its machine.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 MOST_CHARACTERS = 1 << 27
 MOST_STEPS = 1 << 18
 STEP_CHARACTERS = MOST_CHARACTERS // MOST_STEPS
-"""What a step counts, in characters."""
-_TIMES_THE_ROW = 16  # a row that is large itself makes a large prompt
-_ITEM = 64  # what an item of a list counts, in characters: a loop may take two steps for each
-_FOLDED_CHARACTERS = 1 << 16  # of a constant that is made as the template is read
-_MOST_BITS = 1 << 14  # Python shows whole numbers of up to 4,300 digits
-_MOST_DIGITS = 400  # behind the point: no number has more
+"""The cost of a step, in characters."""
+_TIMES_THE_ROW = 16  # a row adds so many times its own size to its allowance
+_ITEM = 64  # the cost of a list's item, in characters: a loop may take two steps for each
+_FOLDED_CHARACTERS = 1 << 16  # of a constant that Jinja computes when it compiles a template
+_MOST_BITS = 1 << 14  # Python prints integers of up to 4,300 digits
+_MOST_DIGITS = 400  # after the decimal point: no number has more
 _MOST_INDENT = 100
 _WIDTHS = re.compile(r"%(?:\([^)]*\))?[#0 +-]*(\*|\d+)?(?:\.(\*|\d+))?")
 
@@ -28,7 +29,7 @@ class TooMuch(ValueError):
     """A template does more for a row than any prompt needs."""
 
     def __init__(self, why: str = "") -> None:
-        """`why`: what it does, where that is more than many steps or much text."""
+        """`why`: what it does, if that is neither many steps nor much text."""
         of_all = (
             f"more than {MOST_STEPS:,} steps of its loops or {MOST_CHARACTERS:,} characters "
             "of one row"
@@ -37,23 +38,23 @@ class TooMuch(ValueError):
 
 
 class Work:
-    """What is left of one row's steps and characters."""
+    """The remaining allowance of one row, in characters."""
 
     __slots__ = ("_left", "_values")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        """`values` are the row's: the larger they are, the more may be made of them."""
+        """`values`: of the row. A larger row has a larger allowance."""
         self._left = MOST_CHARACTERS
         self._values: Mapping[str, Any] | None = values
 
     def spend(self, characters: int) -> None:
-        """Count them.
+        """Subtract characters from the allowance.
 
         Raises:
-            TooMuch: there are none left.
+            TooMuch: it is exhausted.
         """
         self._left -= characters
-        if self._left < 0 and self._values is not None:  # seldom: values are measured once
+        if self._left < 0 and self._values is not None:  # rare: values are measured only once
             self._left += _TIMES_THE_ROW * _size(self._values)
             self._values = None
         if self._left < 0:
@@ -61,11 +62,11 @@ class Work:
 
 
 rendering: ContextVar[Work | None] = ContextVar("rendering", default=None)
-"""That of the row whose prompt is being made; None: a template is being read."""
+"""The allowance of the row whose prompt is being rendered; None: a template is being compiled."""
 
 
 def spend(characters: int) -> None:
-    """Count what is made now. Raises `TooMuch`."""
+    """Count characters that are about to be made. Raises `TooMuch`."""
     work = rendering.get()
     if work is not None:
         work.spend(characters)
@@ -82,12 +83,12 @@ def _size(value: Any) -> int:  # noqa: ANN401 - a row's value
 
 
 def spend_items(items: int) -> None:
-    """Count those of a list that is made now. Raises `TooMuch`."""
+    """Count the items of a list that is about to be made. Raises `TooMuch`."""
     spend(items * _ITEM)
 
 
 def _weight(value: Any) -> int | None:  # noqa: ANN401 - a value of a template
-    """What text or a list counts; None: it is neither."""
+    """The cost of text or a list, in characters; None: it is neither."""
     if isinstance(value, str):
         return len(value)
     return len(value) * _ITEM if isinstance(value, list | tuple) else None
@@ -110,7 +111,7 @@ def before_operator(operator: str, left: Any, right: Any) -> None:  # noqa: ANN4
 
 def _check_bits(bits: int) -> None:
     if bits > _MOST_BITS:
-        raise TooMuch("a whole number of more than 4,300 digits")
+        raise TooMuch("an integer of more than 4,300 digits")
 
 
 def before_format(text: str, args: Iterable[Any]) -> None:
@@ -152,7 +153,7 @@ def _of_batch(value: Any, linecount: int, fill_with: Any = None) -> int:  # noqa
 
 def _of_round(value: Any, precision: int = 0, method: str = "common") -> int:  # noqa: ANN401, ARG001 - Jinja's
     if abs(precision) > _MOST_DIGITS:
-        raise TooMuch(f"a number with {precision:,} digits behind the point")
+        raise TooMuch(f"a number with {precision:,} digits after the decimal point")
     return 0
 
 
@@ -165,11 +166,11 @@ _BEFORE: Mapping[str, Callable[..., int]] = {
     "slice": _of_batch,
     "round": _of_round,
 }
-"""For filters whose arguments say how much they make: how many characters."""
+"""The filters whose arguments determine how much they make; each value computes the characters."""
 
 
 def before_filter(name: str, value: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Jinja's
-    """Count what a filter will make. Raises `TooMuch`, or TypeError: no filter takes that."""
+    """Count what a filter will make. Raises `TooMuch`, or TypeError for invalid arguments."""
     spend(_BEFORE[name](value, *args, **kwargs))
 
 
@@ -177,6 +178,6 @@ BOUNDED_FILTERS = tuple(_BEFORE)
 
 
 def check_indent(indent: int) -> None:
-    """Raises `TooMuch`: JSON would be indented by more than anybody reads."""
+    """Refuse an indentation of JSON that no prompt needs. Raises `TooMuch`."""
     if indent > _MOST_INDENT:
-        raise TooMuch(f"JSON that is indented by {indent:,} characters")
+        raise TooMuch(f"JSON indented by {indent:,} characters")

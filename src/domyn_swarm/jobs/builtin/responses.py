@@ -56,12 +56,12 @@ class Message(msgspec.Struct, gc=False):
         """The answer to keep: its text, or the message's JSON if it has tool calls."""
         if not self.tool_calls and not self.function_call:
             return self.content if isinstance(self.content, str) and self.content else self.text
-        told = {
+        fields = {
             name: getattr(self, name)
             for name in ("content", "tool_calls", "function_call")
             if getattr(self, name) is not None
         }
-        return msgspec.json.encode({"role": "assistant", **told}).decode()
+        return msgspec.json.encode({"role": "assistant", **fields}).decode()
 
     @property
     def thoughts(self) -> str | None:

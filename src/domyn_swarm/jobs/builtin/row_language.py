@@ -1,5 +1,5 @@
-"""Jinja whose values are those of rows: items instead of attributes, nothing of Python's, and
-filters that make no words of nulls.
+"""The Jinja environment of prompt templates: values of rows, with items instead of attributes,
+without Python objects, and with filters that refuse nulls.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from domyn_swarm.jobs.builtin.render_limits import (
 from domyn_swarm.jobs.builtin.row_text import NullInPrompt, json_of, literal, text_of
 
 LITERAL, STEP, MADE = "=literal", "=step", "=made"
-"""Filters that no template can name: one marks what stands in a template itself, the others count
-a step of a loop, and text that was joined.
+"""Filters that no template can name. They mark literals of the template, count the steps of loops,
+and count concatenated text.
 """
 _OF_TEXT = (
     *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"),
     *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount"),
     "wordwrap",
 )
-"""Jinja's filters that make text of whatever they are given."""
+"""Jinja's filters that convert any value to text."""
 _OF_VALUES = ("filesizeformat", "float", "int", "urlencode")
-"""Those that would take a null for something else."""
+"""Jinja's filters that would convert a null to another value."""
 _OF_PYTHON = ("attr", "pprint", "xmlattr")
 
 
 class _Missing(StrictUndefined):
-    """What is not there, in words of rows."""
+    """A missing value, whose error speaks of rows, objects and lists."""
 
     @property
     @override
@@ -60,13 +60,13 @@ class _Missing(StrictUndefined):
 
 
 class _Rows(ImmutableSandboxedEnvironment):
-    """Jinja whose values are those of rows: items instead of attributes."""
+    """A sandboxed Jinja in which attribute access reads items of a row's values."""
 
     intercepted_binops = frozenset({"%", "+", "*", "**"})
 
     @override
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """What an object or a list holds."""
+        """An item of an object or a list."""
         try:
             return obj[argument]
         except (TypeError, LookupError):
@@ -74,14 +74,14 @@ class _Rows(ImmutableSandboxedEnvironment):
 
     @override
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """The same; only what loops and groups say of themselves are attributes."""
+        """As `getitem`; only loops and groups have attributes."""
         if isinstance(obj, LoopContext) or attribute in getattr(obj, "_fields", ()):
             return super().getattr(obj, attribute)
         return self.getitem(obj, attribute)
 
     @override
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`%` after text puts values into it; none makes more than a prompt needs."""
+        """Count what an operator makes; `%` after text formats values as a prompt shows them."""
         before_operator(operator, left, right)
         if operator == "%" and isinstance(left, str):
             return _format(left, *(right if isinstance(right, tuple) else (right,)))
@@ -89,19 +89,19 @@ class _Rows(ImmutableSandboxedEnvironment):
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - a value of a template
-    """See `text_of`; what is not there says so."""
+    """As `text_of`; a missing value raises its error."""
     return str(value) if isinstance(value, Undefined) else text_of(value)
 
 
 def _put(value: Any) -> str:  # noqa: ANN401 - a value of a template
-    """What stands in the prompt for a value."""
+    """The text of a value in the prompt."""
     text = _shown(value)
     if len(text) > STEP_CHARACTERS:  # shorter ones count as steps of the loops around them
         spend(len(text))
     return text
 
 
-@pass_context  # Jinja makes constants of what needs none, and these count what happens
+@pass_context  # without a context Jinja would compute it once, as a constant, and not count
 def _step(_context: Any, characters: int) -> None:  # noqa: ANN401 - Jinja's
     spend(characters)
 
@@ -123,7 +123,7 @@ def _as_it_is(value: Any) -> Any:  # noqa: ANN401 - a filter's argument
 
 
 def _taking(name: str, first: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A filter of Jinja's that is given what `first` makes of its value, and no null."""
+    """Jinja's filter of that name, applied to `first` of its value. A null argument is refused."""
     inner = FILTERS[name]
     at = int(hasattr(inner, "jinja_pass_arg"))
 
@@ -151,7 +151,7 @@ def _format(text: str, *args: Any, **named: Any) -> str:
 
 
 def _default(value: Any, other: Any = "", falsy: bool = False) -> Any:  # noqa: ANN401 - Jinja's
-    """What stands in for a value that is null or not there; with `falsy` for empty ones, too."""
+    """The replacement for a value that is null or missing, with `falsy` also for an empty one."""
     absent = isinstance(value, Undefined) or value is None
     return other if absent or (falsy and not value) else value
 
@@ -164,7 +164,7 @@ def _join(env: _Rows, values: Iterable[Any], between: str = "", attribute: Any =
     return between.join(texts)
 
 
-@pass_context  # Jinja makes constants of what needs none, and would write them as plain lists
+@pass_context  # without a context Jinja would compute it as a constant: a plain list
 def _literal(_context: Any, value: Any) -> Any:  # noqa: ANN401 - Jinja's
     made = literal(value)
     spend_items(made.weight)
@@ -199,4 +199,4 @@ def _environment() -> _Rows:
 
 
 rows = _environment()
-"""The one environment of all templates."""
+"""The environment of all templates."""

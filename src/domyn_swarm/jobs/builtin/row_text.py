@@ -1,5 +1,5 @@
-"""The form of a row's values in a prompt: text unchanged, numbers in their original form, objects
-and lists as JSON.
+"""Converts a row's values to text of a prompt: text unchanged, numbers in their original form,
+objects and lists as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class NullInPrompt(ValueError):
 
 
 class LiteralList(list[Any]):
-    """A list that a template itself contains; nulls are written as JSON only in lists of a row."""
+    """A list literal of a template: a null in it is refused; lists of a row may have nulls."""
 
     weight = 1
 
@@ -36,13 +36,13 @@ class LiteralList(list[Any]):
 
 
 class LiteralTuple(tuple[Any, ...]):
-    """The same for tuples."""
+    """As `LiteralList`, for tuples."""
 
     weight = 1
 
 
 class LiteralDict(dict[Any, Any]):
-    """The same for objects."""
+    """As `LiteralList`, for objects."""
 
     weight = 1
 
@@ -51,8 +51,8 @@ _Literal = LiteralList | LiteralTuple | LiteralDict
 
 
 def literal(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> _Literal:
-    """The same value, marked as the template's own; its `weight` is how many values are shown for
-    it, those of lists in it included, however often it has the same one.
+    """The same value, marked as a literal of the template. Its `weight` is the number of values
+    that are written for it, nested ones included; a value that occurs twice counts twice.
     """
     made: _Literal
     if isinstance(value, dict):
@@ -80,7 +80,7 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - a row's value, or what a templ
 
     Raises:
         NullInPrompt: it is null.
-        ValueError: it is bytes, or an object of Python's.
+        ValueError: it is bytes or a Python object, which has no text in a prompt.
     """
     if isinstance(value, str):
         return value
@@ -118,7 +118,7 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - a row's value
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
-    """The same, in types that the encoder knows, with numbers that are written already."""
+    """The value in types that the encoder knows, with numbers as text in their original form."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -133,13 +133,13 @@ def _as_json(value: Any) -> Any:  # noqa: ANN401 - a row's value
 
 
 def _number(value: float) -> str:
-    """A number in its file's form if that is known (then it is its `str`), else the shortest text
-    that denotes this number.
+    """A number in its file's form if that is known (then it is the number's `str`), else the
+    shortest text that denotes this number.
     """
     if math.isnan(value):
         raise NullInPrompt("a value in the prompt is null")
     text = str(value)
-    if text.endswith("inf"):  # a number that is too large but was written is what was written
+    if text.endswith("inf"):  # a number of a file has that file's text, however large it is
         raise ValueError("an infinite number cannot stand in a prompt")
     return text
 

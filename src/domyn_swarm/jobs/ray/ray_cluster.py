@@ -49,15 +49,15 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _no_cluster(where: str, error: Exception) -> PlatformError:
-    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if where == "local":
         return PlatformError(
-            f"Ray cannot start a cluster on this machine: {told}",
+            f"Ray cannot start a cluster on this machine: {reason}",
             hint="Ray gives it 30 s. On a machine too busy for that, start one beforehand "
             "(ray start --head) and give --ray-address auto.",
         )
     return PlatformError(
-        f"There is no Ray cluster at {where}: {told}",
+        f"There is no Ray cluster at {where}: {reason}",
         hint="See `ray status`; give --ray-address auto, or host:port.",
     )
 

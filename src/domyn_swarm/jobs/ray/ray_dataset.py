@@ -55,12 +55,12 @@ def joined_blocks(spec: JobSpec, plan: BatchPlan, blocks: RayBlocks) -> Any:  # 
     import ray
     import ray.data
 
-    told = spec.model_dump_json()
+    spec_json = spec.model_dump_json()
     look = ray.remote(num_cpus=1)(_facts)
-    facts = got([look.remote(told, one.ref, one.first) for one in blocks.blocks])
+    facts = got([look.remote(spec_json, one.ref, one.first) for one in blocks.blocks])
     schema = common_schema(plan, facts)
     join = ray.remote(num_cpus=1)(_joined)
-    refs = [join.remote(told, one.ref, one.first, schema) for one in blocks.blocks]
+    refs = [join.remote(spec_json, one.ref, one.first, schema) for one in blocks.blocks]
     return ray.data.from_arrow_refs(refs or [ray.put(without_json(schema).empty_table())])
 
 

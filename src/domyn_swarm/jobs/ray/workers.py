@@ -123,9 +123,9 @@ def _not_begun(
             f"{invitation.host}:{invitation.port}.",
             hint="The cluster's nodes must be let in, on any port.",
         )
-    told = str(getattr(error, "cause", None) or error).strip().splitlines()
+    lines = str(getattr(error, "cause", None) or error).strip().splitlines()
     return kind(
-        f"A worker of the Ray cluster cannot begin: {told[-1]}",
+        f"A worker of the Ray cluster cannot begin: {lines[-1]}",
         hint="All nodes need the same domyn-swarm, the job's module, and the folders of the "
         "checkpoint and the swarm: a shared file system.",
     )

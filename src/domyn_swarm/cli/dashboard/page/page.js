@@ -114,7 +114,7 @@ function take(answer) {
 
 async function look() {
   clearTimeout(timer);
-  if (document.hidden) return; // it goes on when somebody looks again
+  if (document.hidden) return; // it continues when the page is visible again
   let next = AGAIN_MS;
   try {
     const signal = AbortSignal.timeout(ANSWER_MS);
