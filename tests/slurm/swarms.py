@@ -200,6 +200,14 @@ def taking_nothing(slurm: SlurmCluster, nodes: str) -> Iterator[None]:
         yield
     finally:
         slurm.run("scontrol", "update", f"nodename={nodes}", "state=resume")
+        until(lambda: not silent(slurm, nodes))
+
+
+def silent(slurm: SlurmCluster, nodes: str) -> bool:
+    """Whether the controller has yet to hear from one of the nodes, as after their return: a step
+    that is requested meanwhile waits for a minute and longer.
+    """
+    return "*" in slurm.run("sinfo", "--noheader", f"--nodes={nodes}", "--format=%T").stdout
 
 
 UNANSWERED_SBATCH = """#!/bin/sh
