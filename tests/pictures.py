@@ -27,5 +27,8 @@ def is_on_the_site(name: str, page: str) -> None:
 
 
 def _parts(page: str) -> list[str]:
-    """Each one once: a swarm that is older has more plots of a kind."""
-    return list(dict.fromkeys(re.sub(r"\d+", "0", part) for part in _PARTS.findall(page)))
+    """Each one once: a swarm that is older has more plots of a kind. Without the remarks beside
+    headings, such as how many jobs are left out.
+    """
+    plain = re.sub(r'<span class="dim">.*?</span>', "", page, flags=re.DOTALL)
+    return list(dict.fromkeys(re.sub(r"\d+", "0", part) for part in _PARTS.findall(plain)))

@@ -121,7 +121,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"partition": "lean", "endpoint": {"mem": "1000M", "cpus_per_task": 1}},
         "the endpoint asks for 1000 MB of memory, and the partition lean gives a job 200 MB",
         "backend.endpoint.mem",
-        "MaxMemPerLimit",
+        "Slurm will not run it",  # MaxMemPerLimit, or PartitionConfig once it was scheduled
     ),
     "fewtogether": (
         {"qos": "fewtogether"},
