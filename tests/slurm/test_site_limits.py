@@ -5,6 +5,7 @@ anything is submitted, and where nobody asked, the end of `up`, with what to cha
 from __future__ import annotations
 
 import getpass
+import re
 import shutil
 import subprocess
 import tempfile
@@ -121,7 +122,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"partition": "lean", "endpoint": {"mem": "1000M", "cpus_per_task": 1}},
         "the endpoint asks for 1000 MB of memory, and the partition lean gives a job 200 MB",
         "backend.endpoint.mem",
-        "Slurm will not run it",  # MaxMemPerLimit, or PartitionConfig once it was scheduled
+        "(MaxMemPerLimit|PartitionConfig)",  # the second once it was scheduled
     ),
     "fewtogether": (
         {"qos": "fewtogether"},
@@ -281,7 +282,7 @@ def test_what_can_never_run_ends_up_with_the_reason_and_nothing_is_left(
         timeout=limit_s() + 60.0,  # a limit that the endpoint uses up is waited for so long
     )
     assert done.returncode == 5, done.stderr
-    assert reason in done.stderr
+    assert re.search(reason, done.stderr), done.stderr
     assert key in done.stderr or case in ("theirs",)
     assert "endpoint.log" not in done.stderr  # where nothing is to be read of it
     assert jobs_of(site) == {}

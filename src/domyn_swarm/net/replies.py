@@ -111,9 +111,8 @@ def read_reply(path: str, body: bytes | memoryview) -> ReplyFacts:
         BadReply: it is not what the API promises.
     """
     reply = _decoded(body)
-    if path == CHAT_PATH and (
-        said := _plain_words(reply)
-    ):  # by far the commonest: no need to look further
+    said = _plain_words(reply) if path == CHAT_PATH else None
+    if said is not None:  # by far the commonest: nothing else to examine
         _last_plain[0] = (body, said)
         usage = reply.usage or _NO_USAGE
         return ReplyFacts(usage.prompt_tokens or 0, usage.completion_tokens or 0, _STOPPED)

@@ -338,14 +338,6 @@ class NextRun(Returning):
         return next(reversed([*back, *new]), None)
 
 
-def slurm_ids(job_dir: Path, first: str) -> tuple[str, ...]:
-    """The Slurm ids of a job's runs, the current one last. A run that was a step has the id of a
-    step. `first`: the id from its submission, which counts until a run is recorded.
-    """
-    runs = JobRuns.read(JobPaths(job_dir))
-    return (first,) if runs is None else runs.slurm_ids
-
-
 def last_words(paths: JobPaths) -> str:
     """The end of a job's log, without the parts of earlier runs."""
     runs = JobRuns.read(paths)

@@ -19,7 +19,7 @@ from domyn_swarm.backends.protocols import ComputeBackend, ComputeSpec, job_hand
 from domyn_swarm.backends.slurm.cluster import OnCluster
 from domyn_swarm.backends.slurm.commands import Slurm
 from domyn_swarm.backends.slurm.ending import Scheduler
-from domyn_swarm.backends.slurm.job_runs import JobRuns, cancelled_word, last_words, slurm_ids
+from domyn_swarm.backends.slurm.job_runs import JobRuns, cancelled_word, last_words
 from domyn_swarm.backends.slurm.printed import memory_kill
 from domyn_swarm.backends.slurm.queue import is_job, job_name
 from domyn_swarm.backends.slurm.reasons import OF_JOB, advice_for_job, explained
@@ -156,17 +156,20 @@ class SlurmCompute(OnCluster, ComputeBackend):
         return {job_id: job for job_id, job in own.items() if job is not None}
 
     def _ids(self, handle: JobHandle) -> tuple[str, ...]:
-        """What Slurm knows it by, with a successor that was announced and whose number nobody kept.
+        """The job's ids in Slurm, the current one last; then those of an announced successor
+        whose id was not recorded.
 
         Raises:
             PlatformError: there may be one, and Slurm cannot be asked, or the job's files cannot be
                 read.
         """
         runs = JobRuns.read(JobPaths(Path(handle.job_dir)))
-        if runs is None or runs.successor_asked_at is None:
-            return _recorded_ids(handle)
+        if runs is None:
+            return (_submitted_id(handle),)
+        if runs.successor_asked_at is None:
+            return runs.slurm_ids
         unrecorded = runs.unrecorded(self._slurm.queue(), handle.job_id)
-        return (*_recorded_ids(handle), *(job.id for job in unrecorded))
+        return (*runs.slurm_ids, *(job.id for job in unrecorded))
 
     def _successor_is_coming(self, handle: JobHandle) -> bool:
         """Whether Slurm may yet take a successor that was announced, or shows none of it yet."""
@@ -379,10 +382,9 @@ def _is_step(spec: ComputeSpec) -> bool:
     return asked.placement == "step"
 
 
-def _recorded_ids(handle: JobHandle) -> tuple[str, ...]:
-    """The job's recorded ids in Slurm: several, if it had successors."""
-    step = "" if handle.step is None else f".{handle.step}"
-    return slurm_ids(Path(handle.job_dir), f"{handle.platform_id}{step}")
+def _submitted_id(handle: JobHandle) -> str:
+    """The id that Slurm gave the submission: a job's or a step's."""
+    return handle.platform_id if handle.step is None else f"{handle.platform_id}.{handle.step}"
 
 
 def _handle(job_id: str, job_dir: str, slurm_id: str, spec: ComputeSpec | None = None) -> JobHandle:
